@@ -1,0 +1,158 @@
+"""The small networks that several chapters use."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+}
+"""Activation functions by name."""
+
+INITIALIZATIONS = ("default", "xavier", "he", "xavier4")
+"""PyTorch's own; Glorot and Bengio 2010; He et al. 2015; Xavier with gain 4."""
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def weight_and_bias_variance(
+    initialization: str, fan_in: int, fan_out: int
+) -> tuple[float, float]:
+    """Return the variance of one weight and of one bias before training.
+
+    PyTorch's default draws both from ``U(-1/sqrt(fan_in), 1/sqrt(fan_in))``; the
+    others draw weights only and start biases at zero.
+
+    Args:
+        initialization: one of `INITIALIZATIONS`.
+        fan_in: inputs of the layer, at least 1.
+        fan_out: outputs of the layer, at least 1.
+
+    Raises:
+        ValueError: if a value is not as above.
+    """
+    _one_of("initialization", initialization, INITIALIZATIONS)
+    if min(fan_in, fan_out) < 1:
+        raise ValueError(f"fan_in and fan_out must be at least 1: {fan_in}, {fan_out}")
+    if initialization == "default":
+        return 1 / (3 * fan_in), 1 / (3 * fan_in)
+    if initialization == "he":
+        return 2 / fan_in, 0.0
+    gain = 4.0 if initialization == "xavier4" else 1.0
+    return gain**2 * 2 / (fan_in + fan_out), 0.0
+
+
+def initialize(
+    layer: nn.Linear, initialization: str, generator: torch.Generator
+) -> None:
+    """Draw a linear layer's weights and biases uniformly, with the named variance.
+
+    Args:
+        layer: changed in place.
+        initialization: one of `INITIALIZATIONS`.
+        generator: draws the weights.
+
+    Raises:
+        ValueError: if ``initialization`` is not known.
+    """
+    weight_variance, bias_variance = weight_and_bias_variance(
+        initialization, layer.in_features, layer.out_features
+    )
+    with torch.no_grad():
+        for tensor, variance in (
+            (layer.weight, weight_variance),
+            (layer.bias, bias_variance),
+        ):
+            bound = math.sqrt(3 * variance)
+            tensor.uniform_(-bound, bound, generator=generator)
+
+
+class Block(nn.Module):
+    """One hidden layer: linear, optional layer norm, activation, optional shortcut."""
+
+    def __init__(
+        self, linear: nn.Linear, activation: nn.Module, norm: bool, residual: bool
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.LayerNorm(linear.out_features) if norm else nn.Identity()
+        self.activation = activation
+        self.residual = residual and linear.in_features == linear.out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (examples, fan_in) to (examples, fan_out)."""
+        out = self.activation(self.norm(self.linear(x)))
+        return x + out if self.residual else out
+
+
+class DeepNetwork(nn.Module):
+    """A plain stack of equal hidden layers, and a linear layer that reads it out."""
+
+    def __init__(self, blocks: list[Block], readout: nn.Linear) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.readout = readout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (examples, inputs) to (examples, outputs)."""
+        return self.readout(self.blocks(x))
+
+    def weights(self) -> list[nn.Parameter]:
+        """Return the weight matrices from the input side to the output side."""
+        return [b.linear.weight for b in self.blocks] + [self.readout.weight]
+
+
+def deep_network(
+    depth: int,
+    activation: str = "sigmoid",
+    initialization: str = "default",
+    *,
+    generator: torch.Generator,
+    inputs: int = 64,
+    width: int = 32,
+    outputs: int = 10,
+    layer_norm: bool = False,
+    residual: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> DeepNetwork:
+    """Return a fully connected network with ``depth`` hidden layers.
+
+    Args:
+        depth: number of hidden layers, at least 1.
+        activation: a key of `ACTIVATIONS`.
+        initialization: one of `INITIALIZATIONS`, for the hidden layers; the readout
+            always starts as PyTorch would start it.
+        generator: draws the weights, so that the same seed gives the same network.
+        inputs: number of input features.
+        width: units in each hidden layer.
+        outputs: number of outputs.
+        layer_norm: normalize each layer's pre-activations.
+        residual: add each layer's input to its output (where the widths agree).
+        dtype: floating type of the parameters.
+
+    Raises:
+        ValueError: if a size is below 1 or a name is not known.
+    """
+    _one_of("activation", activation, tuple(ACTIVATIONS))
+    _one_of("initialization", initialization, INITIALIZATIONS)
+    sizes = {"depth": depth, "inputs": inputs, "width": width, "outputs": outputs}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, not {size}")
+    blocks = []
+    for layer in range(depth):
+        linear = nn.Linear(inputs if layer == 0 else width, width, dtype=dtype)
+        initialize(linear, initialization, generator)
+        block = Block(linear, ACTIVATIONS[activation](), layer_norm, residual)
+        blocks.append(block.to(dtype))
+    readout = nn.Linear(width, outputs, dtype=dtype)
+    initialize(readout, "default", generator)
+    return DeepNetwork(blocks, readout)

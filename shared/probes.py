@@ -1,0 +1,112 @@
+"""Measurements of a network or a variable that does not move.
+
+All norms are computed in float64: the float32 norm of a gradient reads exactly 0 once
+its entries fall below about 2e-23, because their squares underflow.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def gradient_norms(tensors: Sequence[torch.Tensor]) -> list[float]:
+    """Return the norm of each tensor's ``.grad``, NaN where it is None.
+
+    Args:
+        tensors: leaves after a backward pass, such as ``network.weights()``.
+    """
+    return [
+        float("nan") if t.grad is None else t.grad.double().norm().item()
+        for t in tensors
+    ]
+
+
+def ratio_per_layer(norms: Sequence[float]) -> float:
+    """Return the factor per layer: the slope of a straight line through ``ln norms``.
+
+    Args:
+        norms: at least two gradient norms from the input side to the output side.
+
+    Returns:
+        Norm of a layer over that of the next one; below 1 the gradient vanishes toward
+        the input. NaN if a norm is 0 or not finite.
+
+    Raises:
+        ValueError: if there are fewer than two norms.
+    """
+    if len(norms) < 2:
+        raise ValueError(f"norms must have at least two entries, not {len(norms)}")
+    logs = torch.tensor(norms, dtype=torch.float64).log()
+    if not torch.isfinite(logs).all():
+        return float("nan")
+    layer = torch.arange(len(norms), dtype=torch.float64)
+    layer = layer - layer.mean()
+    return torch.exp(-(layer @ logs) / (layer @ layer)).item()
+
+
+def saturated_share(
+    network: nn.Module, inputs: torch.Tensor, slope_below: float = 0.1
+) -> float:
+    """Return the share of sigmoid or tanh outputs whose slope is below a bound.
+
+    Args:
+        network: contains `torch.nn.Sigmoid` or `torch.nn.Tanh` modules.
+        inputs: shape (examples, features).
+        slope_below: bound on the activation's derivative.
+
+    Raises:
+        ValueError: if the network has no sigmoid and no tanh.
+    """
+    flat = total = 0
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal flat, total
+        sigmoid = isinstance(module, nn.Sigmoid)
+        slope = output * (1 - output) if sigmoid else 1 - output**2
+        flat += (slope < slope_below).sum().item()
+        total += slope.numel()
+
+    hooks = [
+        module.register_forward_hook(count)
+        for module in network.modules()
+        if isinstance(module, nn.Sigmoid | nn.Tanh)
+    ]
+    try:
+        with torch.no_grad():
+            network(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not total:
+        raise ValueError("network has no Sigmoid and no Tanh module to measure")
+    return flat / total
+
+
+def projected_gradient(
+    x: torch.Tensor, gradient: torch.Tensor, lower: float, upper: float
+) -> torch.Tensor:
+    """Return the part of a gradient along which descent can move inside a box.
+
+    At a bound, the component that points out of the box is dropped: a point is
+    stationary in the box when what is left is zero, not when the gradient is
+    (Nocedal and Wright 2006, section 16.7).
+
+    Args:
+        x: points with ``lower <= x <= upper``.
+        gradient: gradient of the function to MINIMIZE there, same shape.
+        lower: lower bound of every coordinate.
+        upper: upper bound of every coordinate, above ``lower``.
+
+    Raises:
+        ValueError: if a point is outside the box or the shapes differ.
+    """
+    if x.shape != gradient.shape:
+        raise ValueError(
+            f"gradient must have the shape of x, {tuple(x.shape)}, "
+            f"not {tuple(gradient.shape)}"
+        )
+    if not bool(((x >= lower) & (x <= upper)).all()):
+        raise ValueError(f"x must be in the box [{lower}, {upper}]")
+    blocked = ((x == lower) & (gradient > 0)) | ((x == upper) & (gradient < 0))
+    return torch.where(blocked, torch.zeros_like(gradient), gradient)
