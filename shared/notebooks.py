@@ -1,20 +1,22 @@
 """Execute, begin and inspect chapters: what `make execute` and `make chapter` call."""
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode, v4
+
+from shared import skeleton
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "chapters"
@@ -43,6 +45,20 @@ CARD_FIELDS = (
 )
 """Entries of the card under a chapter's title, in this order."""
 
+CARD_OPENING = ":::{admonition} At a glance\n:class: glance\n"
+"""How the card begins; it ends with a line of three colons."""
+
+METADATA = {
+    "kernelspec": {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    },
+    # Without the interpreter's version, which would change with every machine.
+    "language_info": {"name": "python", "file_extension": ".py"},
+}
+"""The whole metadata of a chapter's notebook."""
+
 CELL_SECONDS = 120
 """No cell of the book may run longer."""
 
@@ -68,7 +84,7 @@ def chapter_paths(slugs: Sequence[str] = ()) -> list[Path]:
 
 
 def changed_slugs() -> list[str]:
-    """Return the chapters to re-execute after uncommitted edits, all if helpers changed.
+    """Return the chapters with uncommitted edits, or all if the helpers have some.
 
     Raises:
         subprocess.CalledProcessError: if this is not a git checkout.
@@ -100,10 +116,15 @@ def reading_minutes(notebook: NotebookNode) -> int:
     return max(1, round(words / WORDS_A_MINUTE + lines / CODE_LINES_A_MINUTE))
 
 
+def _release(package: str) -> str:
+    # The CPU build of PyTorch calls itself "2.13.0+cpu", and is the same release.
+    return version(package).split("+")[0]
+
+
 def cost_line(notebook: NotebookNode, seconds: float) -> str:
     """Return the card's last entry: what the chapter costs to read and to run."""
     code_cells = sum(cell.cell_type == "code" for cell in notebook.cells)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
+    versions = ", ".join(f"{name} {_release(name)}" for name in ("torch", "numpy"))
     return (
         f"- **Cost.** {reading_minutes(notebook)} minutes to read; "
         f"{code_cells} code cells that run in {max(1, round(seconds))} s on one core; "
@@ -146,15 +167,145 @@ def execute(path: Path) -> float:
     started = time.perf_counter()
     client.execute()
     seconds = time.perf_counter() - started
-    notebook.metadata = NotebookNode(
-        kernelspec={
-            "display_name": "Python 3",
-            "language": "python",
-            "name": "python3",
-        },
-        # Without the interpreter's version, which would change with every machine.
-        language_info={"name": "python", "file_extension": ".py"},
-    )
+    notebook.metadata = nbformat.from_dict(METADATA)
     _write_cost(notebook, seconds)
     nbformat.write(notebook, path)
     return seconds
+
+
+# --------------------------------------------------------------------------------------
+# A new chapter
+# --------------------------------------------------------------------------------------
+
+
+def skeleton_notebook(slug: str) -> NotebookNode:
+    """Return a chapter that has every heading, the card and code that runs."""
+    card = "\n".join(f"- **{field}.** {skeleton.CARD[field]}" for field in CARD_FIELDS)
+    title = f"({slug})=\n# TODO: the failure, as a reader would say it"
+    cells = [v4.new_markdown_cell(f"{title}\n\n{CARD_OPENING}\n{card}\n:::")]
+    for heading in ANATOMY:
+        first, *others = skeleton.SECTIONS[heading]
+        if first.kind == "markdown":
+            first = first._replace(source=f"## {heading}\n\n{first.source}")
+        else:
+            cells.append(v4.new_markdown_cell(f"## {heading}"))
+        cells += [_new_cell(cell, slug) for cell in (first, *others)]
+    for number, cell in enumerate(cells):
+        cell.id = f"cell-{number}"
+    return v4.new_notebook(cells=cells, metadata=METADATA)
+
+
+def _new_cell(cell: skeleton.Cell, slug: str) -> NotebookNode:
+    dashed = slug.replace("_", "-")
+    source = cell.source.replace("SLUG", slug).replace("DASHED", dashed)
+    if cell.kind == "markdown":
+        return v4.new_markdown_cell(source)
+    new = v4.new_code_cell(source)
+    if cell.tags:
+        new.metadata["tags"] = list(cell.tags)
+    if cell.figure:
+        new.metadata["mystnb"] = {
+            "image": {"alt": "TODO: what someone who cannot see the figure must know."},
+            "figure": {
+                "caption": "TODO: a few words.",
+                "name": f"fig-{dashed}-{cell.figure}",
+            },
+        }
+    return new
+
+
+def new_chapter(slug: str, chapters: Path = CHAPTERS) -> str:
+    """Write a chapter's notebook and its sweep's grid, and return what remains to do.
+
+    Args:
+        slug: the chapter's name everywhere, such as ``"dead_units"``.
+        chapters: the folder of the chapters.
+
+    Raises:
+        ValueError: if ``slug`` is not lower-case words joined by underscores.
+        FileExistsError: if there is such a chapter or such a grid already.
+    """
+    if not SLUG.fullmatch(slug):
+        raise ValueError(
+            "slug must be lower-case letters and digits, words joined by one "
+            f"underscore, a letter first, like dead_units; not {slug!r}"
+        )
+    notebook, grid = chapters / f"{slug}.ipynb", chapters / "sweeps" / f"{slug}.toml"
+    for path in (notebook, grid):
+        if path.exists():
+            raise FileExistsError(f"slug {slug!r} is taken: {path.name} exists already")
+    nbformat.write(skeleton_notebook(slug), notebook)
+    grid.parent.mkdir(exist_ok=True)
+    grid.write_text(skeleton.GRID, encoding="utf-8")
+    places = {
+        "notebook": f"chapters/{notebook.name}",
+        "grid": f"chapters/sweeps/{grid.name}",
+    }
+    return skeleton.NEXT_STEPS.format(slug=slug, **places)
+
+
+# --------------------------------------------------------------------------------------
+# The command line
+# --------------------------------------------------------------------------------------
+
+
+def execute_all(paths: Sequence[Path], jobs: int) -> list[Path]:
+    """Execute notebooks side by side, say how each went, and return the failed ones.
+
+    A chapter that fails does not keep the others from running.
+
+    Args:
+        paths: the notebooks, each saved when all of its cells have run.
+        jobs: how many run at once, at least 1.
+    """
+    failed = []
+    # Threads suffice: each notebook runs in the process of its own kernel.
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(execute, path): path for path in paths}
+        for done in as_completed(running):
+            path = running[done]
+            try:
+                print(f"{path.stem}: executed in {done.result():.1f} s", flush=True)
+            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+                failed.append(path)
+                print(f"{path.stem}: FAILED, not saved\n{error}", file=sys.stderr)
+    return sorted(failed)
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m shared.notebooks")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("execute", help="run chapters and save their outputs")
+    run.add_argument(
+        "slugs",
+        nargs="*",
+        metavar="SLUG",
+        help="which chapters; 'changed' for those with uncommitted edits; default: all",
+    )
+    begin = commands.add_parser("new", help="start a chapter from the skeleton")
+    begin.add_argument("slug", metavar="SLUG", help="for example my_failure")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return the exit code: 0, 1 (failed) or 2 (bad input)."""
+    arguments = _arguments(sys.argv[1:] if words is None else words)
+    try:
+        if arguments.command == "new":
+            print(new_chapter(arguments.slug))
+            return 0
+        slugs = arguments.slugs
+        if slugs == ["changed"]:
+            slugs = changed_slugs()
+            if not slugs:
+                print("No chapter has uncommitted edits.")
+                return 0
+        paths = chapter_paths(slugs)
+    except (ValueError, FileExistsError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 1 if execute_all(paths, jobs=min(2, os.cpu_count() or 1)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
