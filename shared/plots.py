@@ -60,6 +60,9 @@ def new_figure(
         width: inches; 7 fills the text column.
         height: inches, of the whole figure.
     """
+    # Loads the backend, which makes notebooks show every figure. Loaded inside the
+    # context, that setting would be undone after the first one.
+    plt.draw_if_interactive()
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(
             rows,
