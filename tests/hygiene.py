@@ -233,8 +233,7 @@ def check_parameters(notebook: NotebookNode, slug: str) -> list[str]:
         elif ";" not in found[1] and "one of" not in found[1]:
             problems.append(f"comment without '; ' and a range: {source!r}")
     try:
-        for parameter in parameters_of(notebook, slug).values():
-            parameter.checked(parameter.default)
+        parameters_of(notebook, slug)
     except SweepError as error:
         problems.append(f"parameters: {error}")
     return problems
@@ -507,7 +506,7 @@ def labels_of(page: Page) -> list[str]:
 
 def equations_of(page: Page) -> list[str]:
     """Return the labels of a page's equations."""
-    dollars = re.findall(r"^\s*\$\$ *\(([^()\s]+)\)", page.text, re.MULTILINE)
+    dollars = re.findall(r"\$\$ *\(([^()\s]+)\) *$", page.text, re.MULTILINE)
     blocks = re.findall(
         r"^`{3,}\{math\}.*\n(?: *:.*\n)*? *:label: *(\S+)", page.text, re.MULTILINE
     )
