@@ -65,6 +65,9 @@ CELL_SECONDS = 120
 WORDS_A_MINUTE = 200
 CODE_LINES_A_MINUTE = 15
 
+COST = re.compile(r"^- \*\*Cost\.\*\*.*$", re.MULTILINE)
+"""The card's line that `execute` writes."""
+
 SLUG = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
@@ -110,7 +113,8 @@ def reading_minutes(notebook: NotebookNode) -> int:
     words = lines = 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            words += len(cell.source.split())
+            # Without its own result, which would change the count it is made from.
+            words += len(COST.sub("", cell.source).split())
         elif cell.cell_type == "code":
             lines += len(cell.source.splitlines())
     return max(1, round(words / WORDS_A_MINUTE + lines / CODE_LINES_A_MINUTE))
@@ -133,15 +137,14 @@ def cost_line(notebook: NotebookNode, seconds: float) -> str:
 
 
 def _write_cost(notebook: NotebookNode, seconds: float) -> None:
-    pattern = re.compile(r"^- \*\*Cost\.\*\*.*$", re.MULTILINE)
     line = cost_line(notebook, seconds)
     for cell in notebook.cells:
-        if cell.cell_type == "markdown" and pattern.search(cell.source):
+        if cell.cell_type == "markdown" and COST.search(cell.source):
             old = re.search(r"run in (\d+) s", cell.source)
             # A run time that moved by a few seconds is noise, not news.
             if old and 0.6 < (seconds + 1) / (int(old[1]) + 1) < 1.7:
                 line = cost_line(notebook, int(old[1]))
-            cell.source = pattern.sub(line, cell.source)
+            cell.source = COST.sub(line, cell.source)
             return
 
 

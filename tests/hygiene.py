@@ -24,6 +24,7 @@ from shared.notebooks import (
     ANATOMY,
     CARD_FIELDS,
     CARD_OPENING,
+    COST,
     METADATA,
     ROOT,
     chapter_paths,
@@ -181,6 +182,8 @@ def check_format(notebook: NotebookNode, slug: str) -> list[str]:
 
 def check_execution(notebook: NotebookNode, slug: str) -> list[str]:
     """Ask that all code cells were run once, in order, in a fresh kernel."""
+    if all(cell.execution_count is None for _, cell in code_cells(notebook)):
+        return [f"not executed: run `make execute ONLY={slug}`"]
     return [
         f"{name}: execution count {cell.execution_count}, not {wanted}: "
         f"run `make execute ONLY={slug}`"
@@ -278,7 +281,7 @@ def check_card(notebook: NotebookNode, slug: str) -> list[str]:
 
 def check_cost(notebook: NotebookNode, slug: str) -> list[str]:
     """Recount the card's cost, save the seconds, which are measured."""
-    found = re.search(r"^- \*\*Cost\.\*\*.*$", prose(notebook), re.MULTILINE)
+    found = COST.search(prose(notebook))
     seconds = found and re.search(r"run in (\d+) s", found[0])
     if not seconds:
         return [f"card: no measured cost: run `make execute ONLY={slug}`"]
@@ -411,7 +414,10 @@ def check_metadata(notebook: NotebookNode, slug: str) -> list[str]:
     return problems
 
 
-CHECKS: tuple[Callable[[NotebookNode, str], list[str]], ...] = (
+Check = Callable[[NotebookNode, str], list[str]]
+"""Takes a notebook and its slug and returns what is wrong."""
+
+CHECKS: tuple[Check, ...] = (
     check_format,
     check_execution,
     check_outputs,

@@ -96,6 +96,10 @@ def strip_counts(notebook: NotebookNode) -> None:
             cell.outputs = []
 
 
+def strip_one(notebook: NotebookNode) -> None:
+    code(notebook, "def descend").execution_count = None
+
+
 def swap_counts(notebook: NotebookNode) -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     first, second = cells[1], cells[2]
@@ -169,7 +173,8 @@ PAD = "1.0 " * 60_000
 FAULTS = [
     (hygiene.check_format, bad_cell_id, "not a valid notebook"),
     (hygiene.check_format, replace("def descend", "deaf descend"), "not Python"),
-    (hygiene.check_execution, strip_counts, "execution count None, not 1"),
+    (hygiene.check_execution, strip_counts, "not executed"),
+    (hygiene.check_execution, strip_one, "execution count None, not 3"),
     (hygiene.check_execution, swap_counts, "execution count 3, not 2"),
     (hygiene.check_execution, skip_count, "make execute ONLY=my_failure"),
     (
