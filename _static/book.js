@@ -1,0 +1,39 @@
+// Two small helps that markup alone cannot give. Everything works without them.
+
+// A wide equation scrolls sideways. Let the keyboard reach it, as the theme does for code.
+function reachWideEquations() {
+  for (const equation of document.querySelectorAll('mjx-container[display="true"]')) {
+    if (equation.scrollWidth > equation.clientWidth) equation.tabIndex = 0;
+    else equation.removeAttribute("tabindex");
+  }
+}
+
+// A filter over the symptoms, by all their words: pasting an error message finds its entry.
+function addSymptomFilter() {
+  const symptoms = [...document.querySelectorAll("details.symptom")];
+  if (!symptoms.length) return;
+  const form = document.createElement("div");
+  form.className = "symptom-filter";
+  form.innerHTML =
+    '<label for="symptom-words">Filter by your words, or paste an error message</label>' +
+    '<input id="symptom-words" class="form-control" type="search" autocomplete="off">' +
+    '<p role="status"></p>';
+  const [, input, status] = form.children;
+  const heading = symptoms[0].closest("section").querySelector("h3");
+  heading.parentNode.before(form);
+  input.addEventListener("input", () => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const symptom of symptoms) {
+      const text = symptom.textContent.toLowerCase();
+      symptom.hidden = !words.every((word) => text.includes(word));
+    }
+    const shown = symptoms.filter((symptom) => !symptom.hidden).length;
+    status.textContent = words.length ? `${shown} of ${symptoms.length} symptoms` : "";
+  });
+}
+
+document.addEventListener("DOMContentLoaded", addSymptomFilter);
+window.addEventListener("load", () => {
+  window.MathJax?.startup?.promise?.then(reachWideEquations);
+  window.addEventListener("resize", reachWideEquations);
+});
