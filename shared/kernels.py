@@ -25,15 +25,20 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
+from jupyter_client import AsyncKernelClient, BlockingKernelClient
+from jupyter_client.client import KernelClient
 from jupyter_client.provisioning import LocalProvisioner
+from jupyter_core.utils import ensure_async, run_sync
 
 WARM_KERNEL = "warm"
 """Name of the kernelspec that uses `WarmProvisioner`."""
@@ -59,13 +64,23 @@ KERNELSPEC = {
 """What jupyter_client reads about the kernel; pyproject.toml names the provisioner."""
 
 PRELOADED = (
+    # What a kernel loads while it starts.
     "ipykernel.kernelapp",
     "ipykernel.ipkernel",
-    "numpy",
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.logger",
+    "IPython.extensions.storemagic",
+    "tornado.platform.asyncio",
+    # What chapters import, and what torch loads with its first optimizer.
     "torch",
+    "torch._dynamo",
     "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "matplotlib_inline.config",
     "pandas",
     "scipy.stats",
+    "scipy.optimize",
     "sklearn.datasets",
 )
 """What the fork server imports. Nothing of `shared`: an edited helper must count."""
@@ -74,6 +89,15 @@ INLINE_FIGURES = "module://matplotlib_inline.backend_inline"
 
 POLL_SECONDS = 0.005
 """How often a kernel that was told to end is asked whether it has."""
+
+END_SECONDS = 1.0
+"""A killed kernel has ended by then; jupyter_client goes on waiting if it has not."""
+
+LISTEN_SECONDS = 30.0
+"""A kernel that has no sockets by then is left to its client's own patience."""
+
+ANSWER_SECONDS = 0.1
+"""A new kernel that has not answered by then is asked again."""
 
 
 def install() -> Path:
@@ -125,28 +149,43 @@ def _say_once(reason: str) -> None:
 @functools.cache
 def _fresh_path() -> list[str]:
     """Return ``sys.path`` as a new interpreter has it, without its first entry."""
-    command = [sys.executable, "-c", "import json, sys; print(json.dumps(sys.path[1:]))"]
+    command = [
+        sys.executable,
+        "-c",
+        "import json, sys; print(json.dumps(sys.path[1:]))",
+    ]
     return json.loads(subprocess.check_output(command, text=True))
 
 
 class WarmProvisioner(LocalProvisioner):
-    """Starts a kernel as a fork of a warm process (jupyter_client's provisioner API)."""
+    """Starts a kernel as a fork of a warm process, for jupyter_client."""
 
     _sockets: Path | None = None
 
-    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
         """Choose the transport before the connection file is written."""
         manager = self.parent
         if sys.platform == "win32":
             kwargs.setdefault("transport_encryption", "required")
         elif self._sockets is None and manager is not None:
-            # A Unix socket's path is limited to about 100 characters: a short folder.
+            # A Unix socket's path is limited to about 100 characters: a short folder,
+            # and one that only its owner may enter.
             self._sockets = Path(tempfile.mkdtemp(prefix="kernel-"))
             manager.transport = "ipc"
             manager.ip = str(self._sockets / "s")
+            if not manager.connection_file:
+                manager.connection_file = str(self._sockets / "connection.json")
+        if manager is not None:
+            manager.client_factory = PROMPT_CLIENTS.get(
+                manager.client_factory, manager.client_factory
+            )
         return await super().pre_launch(**kwargs)
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+    async def launch_kernel(
+        self,
+        cmd: list[str],
+        **kwargs: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
         """Fork a kernel, or start an ordinary one where that is impossible."""
         reason = why_not_to_fork()
         if reason:
@@ -154,18 +193,33 @@ class WarmProvisioner(LocalProvisioner):
             return await super().launch_kernel(cmd, **kwargs)
         folder = str(kwargs.get("cwd") or Path.cwd())
         environment = dict(kwargs.get("env") or os.environ)
-        self.process = _ForkedProcess(cmd, folder, environment)
+        self.process = _ForkedProcess(cmd, folder, environment, self._sockets)
         self.pid = self.process.pid
         # Its own group, by the first thing it does; until then signals go to it alone.
         self.pgid = self.pid
         self.cwd = folder
+        await self._until_listening()
         return self.connection_info
 
-    async def wait(self) -> int | None:
-        """Wait until the kernel has ended, and return its exit code."""
-        while self.process and await self.poll() is None:
+    async def _until_listening(self) -> None:
+        """Wait until the kernel has made its last socket, or has ended.
+
+        A client that connects too early tries again only after 0.1 s or more.
+        """
+        last = Path(f"{self.connection_info['ip']}-{self.connection_info['hb_port']}")
+        give_up = time.monotonic() + LISTEN_SECONDS
+        while not last.exists() and await self.poll() is None:
+            if time.monotonic() > give_up:
+                return
             await asyncio.sleep(POLL_SECONDS)
-        return await super().wait()
+
+    async def kill(self, restart: bool = False) -> None:
+        """End the kernel at once, and return when it has ended."""
+        await super().kill(restart)
+        # jupyter_client would look every 0.1 s.
+        give_up = time.monotonic() + END_SECONDS
+        while await self.poll() is None and time.monotonic() < give_up:
+            await asyncio.sleep(POLL_SECONDS)
 
     async def cleanup(self, restart: bool = False) -> None:
         """Remove the folder of the sockets, unless they are used again."""
@@ -181,7 +235,11 @@ class _ForkedProcess:
     stdin = stdout = stderr = None
 
     def __init__(
-        self, cmd: Sequence[str], folder: str, environment: Mapping[str, str]
+        self,
+        cmd: Sequence[str],
+        folder: str,
+        environment: Mapping[str, str],
+        sockets: Path | None,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
@@ -190,7 +248,7 @@ class _ForkedProcess:
         # Daemonic, so that a driver that ends without care takes its kernels along.
         self._process: BaseProcess = context.Process(
             target=_be_a_kernel,
-            args=(arguments, folder, dict(environment), _fresh_path()),
+            args=(arguments, folder, dict(environment), _fresh_path(), sockets),
             daemon=True,
         )
         with _main_module_hidden():
@@ -240,6 +298,74 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------
+# Clients that do not wait longer than they must
+# --------------------------------------------------------------------------------------
+
+
+async def _until_ready(client: KernelClient, timeout: float | None = None) -> None:
+    """Wait until a kernel answers and its output reaches the client.
+
+    jupyter_client's own function ends with 0.2 s of silence. This one ends when the
+    message has arrived that closes the answer: no earlier output can follow it.
+
+    Raises:
+        RuntimeError: if the kernel dies, or is not ready within ``timeout`` seconds.
+    """
+    give_up = time.monotonic() + (float("inf") if timeout is None else timeout)
+    while True:
+        request = client.kernel_info()
+        try:
+            reply = await _next(client.shell_channel, request, "kernel_info_reply")
+            await _next(client.iopub_channel, request, "status", "idle")
+        except Empty:
+            if not await client._async_is_alive():
+                raise RuntimeError(
+                    "Kernel died before replying to kernel_info"
+                ) from None
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"Kernel not ready in {timeout} seconds") from None
+        else:
+            client._handle_kernel_info_reply(reply)
+            return
+
+
+async def _next(
+    channel: Any,  # noqa: ANN401  (jupyter_client names no common class)
+    request: str,
+    kind: str,
+    state: str | None = None,
+) -> dict[str, Any]:
+    """Return the next message of a kind that answers a request, dropping others."""
+    while True:
+        message = await ensure_async(channel.get_msg(timeout=ANSWER_SECONDS))
+        if message["parent_header"].get("msg_id") != request:
+            continue
+        if message["msg_type"] == kind and (
+            state is None or message["content"]["execution_state"] == state
+        ):
+            return message
+
+
+class PromptAsyncClient(AsyncKernelClient):
+    """The client of papermill and nbclient."""
+
+    wait_for_ready = _until_ready
+
+
+class PromptBlockingClient(BlockingKernelClient):
+    """The client of nbval."""
+
+    wait_for_ready = run_sync(_until_ready)
+
+
+PROMPT_CLIENTS = {
+    AsyncKernelClient: PromptAsyncClient,
+    BlockingKernelClient: PromptBlockingClient,
+}
+"""What stands in for jupyter_client's own clients of a warm kernel."""
+
+
+# --------------------------------------------------------------------------------------
 # In the forked process
 # --------------------------------------------------------------------------------------
 
@@ -249,10 +375,11 @@ def _be_a_kernel(
     folder: str,
     environment: Mapping[str, str],
     path: Sequence[str],
+    sockets: Path | None,
 ) -> None:
     """Turn this process into what ``python -m ipykernel_launcher`` starts."""
     os.setsid()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(sockets,), daemon=True).start()
     # Unlike other processes of multiprocessing a kernel may have children.
     multiprocessing.current_process().daemon = False
     os.chdir(folder)
@@ -262,6 +389,8 @@ def _be_a_kernel(
     sys.argv[:] = ["ipykernel_launcher", *arguments]
     sys.path[:] = path
     _undo_what_importing_early_changed()
+    # Nobody steps through a chapter's kernel, and the debugger takes time to load.
+    sys.modules.setdefault("debugpy", None)
 
     from ipykernel.kernelapp import IPKernelApp
 
@@ -269,9 +398,11 @@ def _be_a_kernel(
     IPKernelApp.launch_instance([*arguments, parent])
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(sockets: Path | None) -> None:
     """End this process when the one that asked for it is gone, however it went."""
     wait_for_any([multiprocessing.parent_process().sentinel])
+    if sockets:
+        shutil.rmtree(sockets, ignore_errors=True)
     os._exit(1)
 
 

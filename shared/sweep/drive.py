@@ -1,5 +1,6 @@
 """From a grid to its table: what is still to run, running it, and what came of it."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -11,13 +12,17 @@ import nbformat
 from tqdm import tqdm
 
 from shared.sweep import page
-from shared.sweep.grid import Grid, Run, grid_from_tables, read_tables, smoke_grid
-from shared.sweep.page import Parameter
+from shared.sweep.grid import (
+    Grid,
+    Run,
+    grid_from_tables,
+    grid_from_text,
+    read_tables,
+    smoke_grid,
+)
+from shared.sweep.page import Parameter, SweepError
 from shared.sweep.rows import SETTLED, Row, Store, table_text, write_whole
 from shared.sweep.runs import Outcome, Task, key_of, run, shared_hash, versions
-
-KERNEL = "python3"
-"""Kernel that runs a sweep."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,34 @@ def plan_from_file(path: Path, out: Path | None = None, smoke: bool = False) -> 
     if smoke:
         grid = smoke_grid(grid, tables.get("smoke", {}), chapter.parameters)
     table = out or path.with_suffix(".csv")
-    store = table.with_suffix(".rows.jsonl")
+    store = _store_beside(table)
     return Plan(chapter, grid, store, None if smoke and not out else table)
 
 
-def tasks_of(plan: Plan, settings: Settings, kernel: str = KERNEL) -> list[Task]:
+def plan_from_text(path: Path, axes: Sequence[str], out: Path | None = None) -> Plan:
+    """Return the plan of a grid given in words such as ``depth=1,2,4``.
+
+    Args:
+        path: the chapter.
+        axes: as `shared.sweep.grid.grid_from_text` reads them.
+        out: the table; by default ``<slug>-ad-hoc.csv`` in the working folder.
+
+    Raises:
+        SweepError: if anything in it is not as it should be.
+    """
+    chapter = open_chapter(path)
+    grid = grid_from_text(axes, chapter.parameters)
+    table = out or Path(f"{path.stem}-ad-hoc.csv")
+    return Plan(chapter, grid, _store_beside(table), table)
+
+
+def _store_beside(table: Path) -> Path:
+    if table.is_dir() or not os.access(table.parent, os.W_OK):
+        raise SweepError(f"cannot write {table}: no folder to write in, or a folder")
+    return table.with_suffix(".rows.jsonl")
+
+
+def tasks_of(plan: Plan, settings: Settings) -> list[Task]:
     """Return the tasks of all runs of a plan, in the order of its grid."""
     shared, releases = shared_hash(), versions()
     notebook = nbformat.writes(plan.chapter.code)
@@ -92,7 +120,7 @@ def tasks_of(plan: Plan, settings: Settings, kernel: str = KERNEL) -> list[Task]
         key = key_of(plan.chapter.code, parameters, shared, releases)
         folder = str(plan.chapter.path.parent)
         seconds, keep = settings.seconds_per_cell, settings.keep is not None
-        return Task(key, notebook, parameters, folder, kernel, seconds, keep)
+        return Task(key, notebook, parameters, folder, seconds, keep)
 
     return [task(parameters) for parameters in plan.grid.runs()]
 
@@ -114,24 +142,24 @@ def sweep(
         SweepError: if the rows cannot be written.
     """
     tasks = tasks_of(plan, settings)
+    places = {task.key: place for place, task in enumerate(tasks, 1)}
     with Store(plan.store) as store:
-        rows = store.rows()
+        rows = {key: row for key, row in store.rows().items() if key in places}
         to_run = [task for task in tasks if not _is_settled(rows.get(task.key))]
-        places = {task.key: place for place, task in enumerate(tasks, 1)}
         with _progress(plan, len(tasks), len(tasks) - len(to_run)) as bar:
             failures = 0
             for outcome in outcomes(executor, to_run, at_once):
                 row = outcome.row
                 store.append(row)
                 rows[row.key] = row
-                if outcome.notebook:
+                if row.status != "ok" or outcome.notebook:
                     _keep(outcome, plan, settings, places[row.key], bar.write)
                 failures += row.status != "ok"
                 bar.set_postfix(failed=failures, refresh=False)
                 bar.update()
-    in_order = [rows[task.key] for task in tasks]
-    if plan.table:
-        write_whole(plan.table, table_text(plan.grid.axes, in_order))
+        in_order = [rows[task.key] for task in tasks]
+        if plan.table:
+            write_whole(plan.table, table_text(plan.grid.axes, in_order))
     return in_order
 
 
@@ -177,12 +205,18 @@ def _keep(
     place: int,
     say: Callable[[str], None],
 ) -> None:
-    """Save the executed notebook of one run, and say where if it failed."""
+    """Save the executed notebook of one run, and say what failed and where it is."""
     row, slug = outcome.row, plan.chapter.path.stem
     folder = settings.keep or plan.store.with_name(f"{slug}.failed")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{slug}-{place:04d}-{row.key[:8]}.ipynb"
-    write_whole(path, outcome.notebook)
+    where = "it left no notebook"
+    if outcome.notebook:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SweepError(f"cannot write in {folder}: {error.strerror}") from None
+        write_whole(path, outcome.notebook)
+        where = f"its notebook is {path}"
     if row.status != "ok":
         given = ", ".join(f"{name}={value}" for name, value in row.parameters.items())
-        say(f"{row.status}: {given}: {row.error}; its notebook is {path}")
+        say(f"{row.status}: {given}: {row.error}; {where}")

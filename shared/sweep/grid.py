@@ -17,6 +17,9 @@ SECTIONS = ("grid", "zip", "smoke", "again")
 SIGNIFICANT_DIGITS = 6
 """Inner points of a range are rounded to so many digits, so that they read well."""
 
+MOST_POINTS = 100_000
+"""No axis has more: a slip of the keyboard must not fill the memory."""
+
 Run = dict[str, Value]
 """The parameters of one run."""
 
@@ -177,6 +180,54 @@ def one_run(
     return run
 
 
+def grid_from_text(words: Sequence[str], parameters: Mapping[str, Parameter]) -> Grid:
+    """Return the grid of words such as ``depth=1,2,4`` and ``seed=0:20``.
+
+    Args:
+        words: one axis each: ``name=a,b,c``, ``name=0:20`` (whole numbers, both ends),
+            ``name=0:1:5`` (points between two ends) or ``name=1e-3:1:7log``.
+        parameters: those of the chapter; their types say how a word is read.
+
+    Raises:
+        SweepError: if an axis is unknown, empty, given twice or holds a value that
+            its parameter does not allow.
+    """
+    axes: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise SweepError(f"an axis must be like name=1,2,4, not {word!r}")
+        if name in axes:
+            raise SweepError(f"axis {name!r} is given twice")
+        axes[name] = _entry_from_text(_known(name, parameters, "the grid"), text)
+    return grid_from_tables({"grid": axes}, parameters)
+
+
+def _entry_from_text(parameter: Parameter, text: str) -> Any:  # noqa: ANN401
+    """Return an axis in words as the list or table that TOML would hold."""
+    if parameter.type_name in ("int", "float") and ":" in text:
+        ends, scale = text.split(":"), "linear"
+        if ends[-1].endswith("log"):
+            ends[-1], scale = ends[-1].removesuffix("log"), "log"
+        try:
+            first, last, *points = map(_number, ends)
+        except ValueError:
+            raise SweepError(
+                f"the range of {parameter.name!r} must be like 0:20, 0:1:5 or "
+                f"1e-3:1:7log, not {text!r}"
+            ) from None
+        table = {"from": first, "to": last}
+        return {**table, "points": points[0], "scale": scale} if points else table
+    return [parameter.from_text(part) for part in text.split(",") if part]
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
 def axis_values(
     name: str,
     entry: Any,  # noqa: ANN401  (checks any value)
@@ -251,6 +302,11 @@ def _range(name: str, table: Mapping[str, Any]) -> list[Value]:
             f"the range of {name!r} must go from whole number to whole number, "
             f"or say how many points it has, not {first} to {last}"
         )
+    if last - first >= MOST_POINTS:
+        raise SweepError(
+            f"the range of {name!r} has {last - first + 1} points, "
+            f"more than {MOST_POINTS}"
+        )
     return list(range(first, last + 1))
 
 
@@ -261,8 +317,12 @@ def _spaced(
     points: Any,  # noqa: ANN401  (checks any value)
     scale: Any,  # noqa: ANN401  (checks any value)
 ) -> list[Value]:
-    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
-        raise SweepError(f"points of {name!r} must be at least 2, not {points!r}")
+    whole = isinstance(points, int) and not isinstance(points, bool)
+    if not whole or not 2 <= points <= MOST_POINTS:
+        raise SweepError(
+            f"points of {name!r} must be a whole number from 2 to {MOST_POINTS}, "
+            f"not {points!r}"
+        )
     if scale not in ("linear", "log"):
         raise SweepError(f"scale of {name!r} must be linear or log, not {scale!r}")
     if scale == "log" and first <= 0:

@@ -156,6 +156,11 @@ def _lock(file: IO[bytes]) -> None:
 # --------------------------------------------------------------------------------------
 
 
+def table_frame(axes: Sequence[str], rows: Iterable[Row]) -> pd.DataFrame:
+    """Return rows as a table: the axes, every recorded value, status and error."""
+    return _frame_of(table_text(axes, rows))
+
+
 def table_text(axes: Sequence[str], rows: Iterable[Row]) -> str:
     """Return rows as CSV: the axes, every recorded value, status and error.
 
@@ -217,8 +222,11 @@ def read_rows(table: str | Path) -> pd.DataFrame:
             f"there are no rows {path.name}{nearest_name(path.stem, known)}; "
             f"`python -m shared.sweep {path.stem}` makes them"
         )
-    with open(path, encoding="utf-8", newline="") as file:
-        names, *lines = csv.reader(file)
+    return _frame_of(path.read_text(encoding="utf-8"))
+
+
+def _frame_of(text: str) -> pd.DataFrame:
+    names, *lines = csv.reader(io.StringIO(text, newline=""))
     columns = zip(*lines, strict=True) if lines else ((),) * len(names)
     return pd.DataFrame(
         {name: _typed(cells) for name, cells in zip(names, columns, strict=True)}

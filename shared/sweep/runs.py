@@ -15,6 +15,7 @@ import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from shared.kernels import warm_kernel
 from shared.record import Value, recorded_values
 from shared.sweep.rows import Row
 
@@ -40,7 +41,6 @@ class Task:
     parameters: dict[str, Value]
     folder: str
     """Where the chapter lives; on a machine that has no such folder, it is not used."""
-    kernel: str
     seconds_per_cell: int
     keep: bool
     """Whether to hand back the executed notebook also of a run that ended well."""
@@ -129,7 +129,7 @@ def _execute(
             nbformat.reads(task.notebook, as_version=4),
             None,
             parameters=task.parameters,
-            kernel_name=task.kernel,
+            kernel_name=warm_kernel(),
             progress_bar=False,
             start_timeout=START_SECONDS,
             execution_timeout=task.seconds_per_cell,
