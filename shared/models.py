@@ -1,10 +1,11 @@
 """The small networks that several chapters use."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -156,3 +157,49 @@ def deep_network(
     readout = nn.Linear(width, outputs, dtype=dtype)
     initialize(readout, "default", generator)
     return DeepNetwork(blocks, readout)
+
+
+class SideBySide(nn.Module):
+    """Networks of one shape as one module: many seeds for the price of few.
+
+    No network sees another. The gradient of the SUM of their losses is therefore, for
+    each network, the gradient of its own loss, and one optimizer trains them all as if
+    each were alone (true of optimizers that treat every number by itself, such as SGD
+    and Adam).
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        """Copy the parameters of ``networks`` into stacked ones.
+
+        Args:
+            networks: at least one; all of the same shape, without buffers.
+
+        Raises:
+            ValueError: if there is none, or one has buffers such as running means.
+        """
+        super().__init__()
+        if not networks:
+            raise ValueError("networks must have at least one network")
+        if any(True for _ in networks[0].buffers()):
+            raise ValueError("networks must have no buffers, such as running means")
+        stacked, _ = stack_module_state(list(networks))
+        self.stacked: dict[str, nn.Parameter] = {
+            name: nn.Parameter(values.detach()) for name, values in stacked.items()
+        }
+        """By the name in one network; shape (networks, *shape in one network)."""
+        self._registered = nn.ParameterList(self.stacked.values())
+        # In a list, so that the prototype's own parameters are not registered here.
+        self._prototype = [networks[0]]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (networks, examples, inputs) to (networks, examples, outputs)."""
+        prototype = self._prototype[0]
+
+        def one(values: dict[str, torch.Tensor], own_x: torch.Tensor) -> torch.Tensor:
+            return functional_call(prototype, values, (own_x,))
+
+        return vmap(one)(self.stacked, x)
+
+    def weights(self) -> list[nn.Parameter]:
+        """Return the stacked weight matrices, input side first."""
+        return [value for value in self.stacked.values() if value.dim() == 3]
