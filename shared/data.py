@@ -60,7 +60,7 @@ def diabetes(dtype: torch.dtype = torch.float32, test_share: float = 0.2) -> Spl
 
 def _split(inputs: torch.Tensor, targets: torch.Tensor, test_share: float) -> Split:
     examples = len(inputs)
-    if not 0 < round(test_share * examples) < examples:
+    if not (0 < test_share < 1 and 0 < round(test_share * examples) < examples):
         raise ValueError(
             f"test_share must leave examples on both sides of {examples}, "
             f"so be in (0, 1), not {test_share}"

@@ -75,7 +75,11 @@ def steps_until_gradient_below(
         return 1.0
     # |g0| rate^k < tolerance, strictly: the first whole number above the root.
     root = math.log(tolerance / abs(first_gradient)) / math.log(rate)
-    return math.floor(root) + 1.0
+    steps = math.floor(root)
+    # Next to a whole number the root may be rounded to its other side.
+    while steps < root + 1 and not abs(first_gradient) * rate**steps < tolerance:
+        steps += 1
+    return float(steps)
 
 
 # --------------------------------------------------------------------------------------
