@@ -1,6 +1,7 @@
 """Run sweeps from the command line: ``python -m shared.sweep --help``."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -160,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     # The numbers of the book are those of one thread.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # What it would say of a failed run stands in the run's row.
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
     settings = Settings(options.timeout, options.keep)
     all_well = True
     try:

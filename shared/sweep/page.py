@@ -93,7 +93,7 @@ class Parameter:
             value = float(value)
         if type(value) is not wanted:
             raise SweepError(
-                f"{self.name} must be a {self.type_name}, "
+                f"{self.name} must be of type {self.type_name}, "
                 f"not the {type(value).__name__} {value!r}"
             )
         if not self.bounds.allow(value):
@@ -120,7 +120,7 @@ class Parameter:
             raise
         except ValueError:
             raise SweepError(
-                f"{self.name} must be a {self.type_name}, not {text!r}"
+                f"{self.name} must be of type {self.type_name}, not {text!r}"
             ) from None
 
 
@@ -174,7 +174,8 @@ def load(path: Path) -> NotebookNode:
         raise SweepError(f"there is no notebook {path}{nearest_name(path.name, known)}")
     try:
         return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+    # A file of another kind makes nbformat stumble in more ways than it declares.
+    except (ValueError, nbformat.ValidationError, TypeError, LookupError) as error:
         raise SweepError(f"{path} is not a notebook: {error}") from None
 
 

@@ -73,7 +73,8 @@ class Store:
             SweepError: if it cannot be written, or another sweep is writing it.
         """
         try:
-            self._file = open(self.path, "a+b")
+            # Unbuffered: what a full disk refuses must not be tried again on closing.
+            self._file = open(self.path, "a+b", buffering=0)
         except OSError as error:
             raise SweepError(f"cannot write {self.path}: {error.strerror}") from None
         try:
@@ -100,7 +101,7 @@ class Store:
         """
         self._file.seek(0)
         found = {}
-        for number, line in enumerate(self._file, 1):
+        for number, line in enumerate(self._file.read().splitlines(), 1):
             try:
                 row = Row(**json.loads(line))
             except (ValueError, TypeError):
@@ -120,8 +121,8 @@ class Store:
         line = json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(line)
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(end)
