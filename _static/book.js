@@ -1,4 +1,4 @@
-// Two small helps that markup alone cannot give. Everything works without them.
+// Small helps that markup alone cannot give. The pages can be read without them.
 
 // A wide equation scrolls sideways. Let the keyboard reach it, as the theme does for code.
 function reachWideEquations() {
@@ -32,6 +32,16 @@ function addSymptomFilter() {
   });
 }
 
+// What scrolls sideways is measured when a page is loaded or resized. What was folded then
+// must be measured again when it opens.
+function measureAgain() {
+  setTimeout(() => window.dispatchEvent(new Event("resize")));
+}
+
+document.addEventListener("toggle", measureAgain, true);
+document.addEventListener("click", (click) => {
+  if (click.target.closest(".admonition.dropdown")) measureAgain();
+});
 document.addEventListener("DOMContentLoaded", addSymptomFilter);
 window.addEventListener("load", () => {
   window.MathJax?.startup?.promise?.then(reachWideEquations);
