@@ -1,0 +1,404 @@
+"""The symptom table: every test in it is run, on what fails and on what works.
+
+An example is the names that the test uses. What the test prints is read as its outcomes
+tell the reader to read it, and must lead to the right one.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from shared import notebooks, objectives, pages
+from shared.data import digits
+from shared.models import DeepNetwork, deep_network
+from shared.reproducible import reproducible
+
+ROOT = Path(__file__).resolve().parent.parent
+SLUGS = [path.stem for path in notebooks.chapter_paths()]
+GROUPS = pages.read_symptoms(ROOT / pages.TABLE, SLUGS)
+SYMPTOMS = {symptom.name: symptom for group in GROUPS for symptom in group.symptoms}
+
+Names = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """How one symptom's test is tried out."""
+
+    read: Callable[[str], int]
+    """What the test printed, to the place in the symptom's outcomes."""
+    examples: tuple[tuple[Callable[[], Names], int], ...]
+    """Names that the test uses, and the outcome it must have."""
+
+
+# --------------------------------------------------------------------------------------
+# You optimize an input or a few numbers
+# --------------------------------------------------------------------------------------
+
+
+def tensor(*values: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype)
+
+
+def descent(
+    gradient: Callable[[torch.Tensor], torch.Tensor], learning_rate: float, steps: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def descend(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(steps):
+            x = x - learning_rate * gradient(x)
+        return x
+
+    return descend
+
+
+on_rastrigin = descent(objectives.rastrigin_gradient, 0.001, 300)
+on_himmelblau = descent(objectives.himmelblau_gradient, 0.01, 500)
+
+
+def parabola(x: torch.Tensor) -> torch.Tensor:
+    return ((x - 2) ** 2).sum()
+
+
+def parabola_gradient(x: torch.Tensor) -> torch.Tensor:
+    return 2 * (x - 2)
+
+
+def saddle(x: torch.Tensor) -> torch.Tensor:
+    return x[0] ** 2 - x[1] ** 2
+
+
+def read_radii(printed: str) -> int:
+    better = [line.endswith("True") for line in printed.splitlines()]
+    if better[0]:
+        return 2
+    return 0 if better[-1] else 1
+
+
+def restarts(f: Callable, descend: Callable, dimensions: int) -> Callable[[], Names]:
+    def names() -> Names:
+        generator = reproducible(0)
+        starts = 8 * torch.rand(12, dimensions, generator=generator).double() - 4
+        return {"f": f, "descend": descend, "starts": starts}
+
+    return names
+
+
+def read_spreads(printed: str) -> int:
+    ends, values = (float(word) > 1e-3 for word in printed.split())
+    return {(True, True): 0, (True, False): 1, (False, False): 2}[ends, values]
+
+
+def frozen(optimum: float) -> Names:
+    """Descend in float32 until the spacing of its numbers stops the descent."""
+    x = tensor(optimum - 5, dtype=torch.float32).requires_grad_()
+    for _ in range(300):
+        x.grad = None
+        ((x - optimum) ** 2).sum().backward()
+        with torch.no_grad():
+            x -= 0.1 * x.grad
+    return {"x": x, "learning_rate": 0.1}
+
+
+def moving() -> Names:
+    x = tensor(0.0).requires_grad_()
+    parabola(x).backward()
+    return {"x": x, "learning_rate": 0.1}
+
+
+def at_the_minimum() -> Names:
+    x = tensor(2.0).requires_grad_()
+    parabola(x).backward()
+    return {"x": x, "learning_rate": 0.1}
+
+
+def read_frozen(printed: str) -> int:
+    unchanged, gradient = printed.split()
+    if unchanged == "False":
+        return 2
+    return 0 if float(gradient) > 0 else 1
+
+
+def stepping(learning_rate: float, dimensions: int = 1) -> Callable[[], Names]:
+    x = torch.full((dimensions,), 5.0, dtype=torch.float64)
+    names = {"gradient": parabola_gradient, "x": x, "learning_rate": learning_rate}
+    return lambda: names
+
+
+def read_step(printed: str) -> int:
+    return 0 if float(printed) > 1.95 else 1
+
+
+# --------------------------------------------------------------------------------------
+# You train a network
+# --------------------------------------------------------------------------------------
+
+BATCH = 64
+
+
+def trained(model: nn.Module, dtype: torch.dtype = torch.float32) -> Names:
+    split = digits(dtype)
+    inputs, targets = split.train_inputs[:BATCH], split.train_targets[:BATCH]
+    loss = nn.functional.cross_entropy(model(inputs), targets)
+    return {"model": model, "inputs": inputs, "loss": loss}
+
+
+def network(depth: int, activation: str, start: str) -> DeepNetwork:
+    return deep_network(depth, activation, start, generator=reproducible(0))
+
+
+def sigmoids(depth: int) -> Callable[[], Names]:
+    return lambda: trained(network(depth, "sigmoid", "default"))
+
+
+def healthy() -> Names:
+    return trained(network(8, "relu", "he"))
+
+
+def switched_off() -> Names:
+    """Layer 5 of a healthy network is negative before its ReLU for every example."""
+    model = network(8, "relu", "he")
+    for block in model.blocks:
+        nn.init.constant_(block.linear.bias, 0.1)
+    nn.init.constant_(model.blocks[4].linear.bias, -100.0)
+    return trained(model)
+
+
+def cut_off() -> Names:
+    model = network(8, "relu", "he")
+    model.blocks[0].linear.requires_grad_(False)
+    return trained(model)
+
+
+def bottleneck() -> Names:
+    """One hidden layer of a healthy network works at a hundredth of its scale."""
+    model = network(8, "relu", "he")
+
+    def shrink(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient / 100
+
+    for block in model.blocks[:4]:
+        block.linear.weight.register_hook(shrink)
+        block.linear.bias.register_hook(shrink)
+    return trained(model)
+
+
+def first_weight(
+    model: DeepNetwork, dtype: torch.dtype = torch.float32
+) -> Callable[[], Names]:
+    def names() -> Names:
+        trained(model, dtype)["loss"].backward()
+        return {"weight": model.weights()[0]}
+
+    return names
+
+
+def read_layers(printed: str) -> int:
+    if "NoneType" in printed:
+        return 2
+    norms = [
+        float(line.split()[1]) for line in printed.splitlines() if "weight" in line
+    ]
+    arrived = [norm for norm in norms if norm > 0]
+    shrinks = arrived[0] < 1e-3 * arrived[-1]
+    if len(arrived) < len(norms) and not shrinks:
+        return 1
+    return 0 if shrinks else 3
+
+
+def read_spread(printed: str) -> int:
+    spread = float(printed)
+    assert not 0.001 <= spread < 0.01, "neither of the answers"
+    return 0 if spread < 0.001 else 1
+
+
+def read_ratios(printed: str) -> int:
+    ratios = [float(word) for word in printed.strip("[]\n").split(",")][1:-1]
+    if max(ratios) < 0.6:
+        return 0
+    return 1 if min(ratios) < 0.2 else 2
+
+
+def read_norms(printed: str) -> int:
+    single, double, zeros = (float(word) for word in printed.split())
+    if single > 0:
+        assert math.isclose(single, double, rel_tol=1e-3)
+        return 2
+    assert (zeros == 1) == (double == 0)
+    return 0 if double > 0 else 1
+
+
+CASES = {
+    "gradient-close-to-zero": Case(
+        read_radii,
+        (
+            (lambda: {"f": objectives.rastrigin, "x": on_rastrigin(tensor(2.1))}, 0),
+            (lambda: {"f": parabola, "x": tensor(2.0)}, 1),
+            (lambda: {"f": saddle, "x": tensor(0.0, 0.0)}, 2),
+            (lambda: {"f": parabola, "x": tensor(1.9)}, 2),
+        ),
+    ),
+    "restarts-differ": Case(
+        read_spreads,
+        (
+            (restarts(objectives.rastrigin, on_rastrigin, 1), 0),
+            (restarts(objectives.himmelblau, on_himmelblau, 2), 1),
+            (restarts(parabola, descent(parabola_gradient, 0.1, 200), 1), 2),
+        ),
+    ),
+    "stop-test-never-fires": Case(
+        read_frozen,
+        ((lambda: frozen(2000.1), 0), (at_the_minimum, 1), (moving, 2)),
+    ),
+    "hops-back-and-forth": Case(
+        read_step,
+        (
+            (stepping(1.0), 0),
+            (stepping(1.1, dimensions=3), 0),
+            (stepping(0.9), 1),
+            (stepping(0.1, dimensions=3), 1),
+        ),
+    ),
+    "first-layers-do-not-change": Case(
+        read_layers,
+        ((sigmoids(8), 0), (switched_off, 1), (cut_off, 2), (healthy, 3)),
+    ),
+    "loss-stays-at-ln-classes": Case(
+        read_spread, ((sigmoids(8), 0), (sigmoids(30), 0), (healthy, 1))
+    ),
+    "constant-factor-per-layer": Case(
+        read_ratios, ((sigmoids(8), 0), (bottleneck, 1), (healthy, 2))
+    ),
+    "gradient-norm-prints-zero": Case(
+        read_norms,
+        (
+            (first_weight(network(30, "sigmoid", "default")), 0),
+            (first_weight(network(60, "sigmoid", "default")), 1),
+            (first_weight(network(8, "relu", "he")), 2),
+        ),
+    ),
+}
+
+
+def run(test: str, names: Names) -> str:
+    """Return what a test prints, or the error that it ends with."""
+    torch.manual_seed(0)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            exec(test, {"torch": torch} | names)
+        except AttributeError as error:
+            print(error)
+    return printed.getvalue()
+
+
+def test_every_symptom_is_tried_out() -> None:
+    assert set(CASES) == set(SYMPTOMS)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        (name, place)
+        for name, case in CASES.items()
+        for place in range(len(case.examples))
+    ],
+)
+def test_the_answer_tells_causes_apart(name: str, place: int) -> None:
+    names, outcome = CASES[name].examples[place]
+    printed = run(SYMPTOMS[name].test, names())
+    assert CASES[name].read(printed) == outcome, printed
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_outcome_has_an_example(name: str) -> None:
+    shown = {outcome for _, outcome in CASES[name].examples}
+    assert shown == set(range(len(SYMPTOMS[name].outcomes)))
+
+
+def test_every_chapter_can_be_found() -> None:
+    assert {symptom.chapter for symptom in SYMPTOMS.values()} == set(SLUGS)
+
+
+def test_underflow_is_seen_in_float64_as_the_table_says() -> None:
+    model = deep_network(60, "sigmoid", generator=reproducible(0), dtype=torch.float64)
+    names = first_weight(model, torch.float64)()
+    single = first_weight(network(60, "sigmoid", "default"))()
+    assert single["weight"].grad.abs().max() == 0
+    assert names["weight"].grad.abs().max() > 0
+
+
+# --------------------------------------------------------------------------------------
+# Faults in the table
+# --------------------------------------------------------------------------------------
+
+GOOD = """
+[[group]]
+title = "A group"
+[[group.symptom]]
+name = "stuck"
+see = "It is stuck."
+also = ["frozen"]
+test = "print(x)"
+uses = "`x` is what you move."
+outcomes = [{ answer = "0", means = "Stuck." }, { answer = "1", means = "Not." }]
+chapter = "local_minimum"
+"""
+
+
+def table(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "symptoms.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_good_table_is_read(tmp_path: Path) -> None:
+    (group,) = pages.read_symptoms(table(tmp_path, GOOD), ["local_minimum"])
+    (symptom,) = group.symptoms
+    assert symptom.also == ("frozen",)
+    assert symptom.outcomes[1] == pages.Outcome("1", "Not.")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('see = "It is stuck."\n', "", r"symptom 1 \('stuck'\): .*'see' is missing"),
+        ('name = "stuck"\n', "", "group 1, symptom 1: the field 'name' is missing"),
+        ('title = "A group"\n', "", "group 1: the field 'title' is missing"),
+        ('"It is stuck."', '" "', "see must not be empty"),
+        ('"It is stuck."', "3", "see must be a string, not 3"),
+        ('["frozen"]', '"frozen"', "also must be a list"),
+        ('["frozen"]', "[1]", "also must list phrases, and 1 is none"),
+        ("see =", "sees = 1\nsee =", "there is no field 'sees', only name, see"),
+        ('"stuck"', '"Is Stuck"', "name must be lower-case words"),
+        ('"local_minimum"', '"local_minimun"', "did you mean 'local_minimum'"),
+        ('"local_minimum"', '"zzz"', "Chapters in _toc.yml: local_minimum"),
+        ('"print(x)"', '"1\\n2\\n3\\n4"', "test has 4 lines, at most 3"),
+        ('"print(x)"', '"print(x"', "test is not Python"),
+        ('means = "Not."', 'mean = "Not."', "outcome 2: the field 'means' is missing"),
+        (', { answer = "1", means = "Not." }', "", "outcomes must list at least two"),
+        ("[[group]]", "[[group]", "symptoms.toml: .*line 2"),
+        (GOOD, GOOD + GOOD, "two symptoms have the name 'stuck'"),
+        (GOOD, "", "the field 'group' is missing"),
+    ],
+)
+def test_a_fault_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = GOOD.replace(old, new, 1)
+    assert text != GOOD
+    with pytest.raises(pages.SymptomTableError, match=message):
+        pages.read_symptoms(table(tmp_path, text), ["local_minimum"])
+
+
+def test_each_chapter_has_one_address_in_the_finder() -> None:
+    text = pages.finder_markdown(GROUPS)
+    for slug in SLUGS:
+        assert text.count(f"(find-{slug.replace('_', '-')})=") == 1
+    for name in SYMPTOMS:
+        assert text.count(f"(symptom-{name})=") == 1
