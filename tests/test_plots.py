@@ -9,6 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from shared import plots
 
@@ -199,40 +200,46 @@ def test_picture_keeps_the_gray_scale(ax: Axes) -> None:
 # --------------------------------------------------------------------------------------
 
 
+def text_of(figure: Figure) -> str:
+    """Return a figure's text form, and close the figure."""
+    plt.close(figure)
+    return repr(figure)
+
+
 def line(x: np.ndarray, y: np.ndarray) -> str:
     figure, (ax,) = plots.new_figure()
     plots.curves(ax, {"loss": (x, y)})
-    return repr(figure)
+    return text_of(figure)
 
 
 def log_line(x: np.ndarray, y: np.ndarray) -> str:
     figure, (ax,) = plots.new_figure()
     plots.curves(ax, {"loss": (x, 10.0 ** (-5 * y))}, log="y")
-    return repr(figure)
+    return text_of(figure)
 
 
 def markers(x: np.ndarray, y: np.ndarray) -> str:
     figure, (ax,) = plots.new_figure()
     plots.measured_and_predicted(ax, x, y, [0, 12], [0, 10])
-    return repr(figure)
+    return text_of(figure)
 
 
 def ranges(x: np.ndarray, y: np.ndarray) -> str:
     figure, (ax,) = plots.new_figure()
     plots.middles_with_ranges(ax, x, y, y - 1, y + 1, name="seeds")
-    return repr(figure)
+    return text_of(figure)
 
 
 def scatter(x: np.ndarray, y: np.ndarray) -> str:
     figure, (ax,) = plots.new_figure()
     ax.scatter(x, y)
-    return repr(figure)
+    return text_of(figure)
 
 
 def bars(x: np.ndarray, y: np.ndarray) -> str:
     figure, (ax,) = plots.new_figure()
     ax.bar(x, y)
-    return repr(figure)
+    return text_of(figure)
 
 
 DRAWN = pytest.mark.parametrize(
@@ -279,7 +286,7 @@ def test_maps_and_images_show_their_values() -> None:
         figure, (left, right) = plots.new_figure(columns=2)
         plots.outcome_map(left, range(3), range(2), values, list("abc"))
         plots.picture(right, values / 2, "image")
-        return repr(figure)
+        return text_of(figure)
 
     values = np.array([[0, 1, 2], [2, 1, 0]])
     for place in range(6):
