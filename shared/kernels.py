@@ -77,13 +77,16 @@ PRELOADED = (
     "torch._dynamo",
     "matplotlib.pyplot",
     "matplotlib.backends.backend_agg",
-    "matplotlib_inline.config",
     "pandas",
     "scipy.stats",
     "scipy.optimize",
     "sklearn.datasets",
 )
-"""What the fork server imports. Nothing of `shared`: an edited helper must count."""
+"""What the fork server imports.
+
+Nothing of `shared`: an edited helper must count. Nothing of `matplotlib_inline`: it
+looks for its kernel when it is imported.
+"""
 
 INLINE_FIGURES = "module://matplotlib_inline.backend_inline"
 
@@ -410,12 +413,14 @@ def _undo_what_importing_early_changed() -> None:
     """Do again what the preloaded packages do on import, for this process."""
     import matplotlib
     import numpy as np
+    import torch
 
     # matplotlib reads the variable when it is imported, which was in the server.
     matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]
     # Otherwise every kernel would draw the same numbers without asking for it.
-    np.random.seed()  # noqa: NPY002  (the global generator is the point)
     random.seed()
+    np.random.seed()  # noqa: NPY002  (the global generator is the point)
+    torch.seed()
 
 
 if __name__ == "__main__":
