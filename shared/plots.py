@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
@@ -227,6 +228,52 @@ def shares_with_intervals(
     return ax
 
 
+def middles_with_ranges(
+    ax: Axes,
+    x: ArrayLike,
+    middle: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    *,
+    name: str,
+    line: bool = True,
+    log: str = "",
+    place: int = 0,
+) -> Axes:
+    """Draw one value per position with a bar from the lowest to the highest.
+
+    Args:
+        ax: where to draw.
+        x: horizontal positions.
+        middle: for example medians over seeds, same length as ``x``.
+        low: lower ends of the bars, at most ``middle``.
+        high: upper ends of the bars, at least ``middle``.
+        name: legend entry.
+        line: join the values by a line.
+        log: which axes are logarithmic: ``""``, ``"x"``, ``"y"`` or ``"xy"``.
+        place: place in the palette.
+
+    Raises:
+        ValueError: if a bar does not contain its value.
+    """
+    middle, low, high = np.asarray(middle), np.asarray(low), np.asarray(high)
+    if not (np.all(low <= middle) and np.all(middle <= high)):
+        raise ValueError("low and high must enclose middle at every position")
+    ax.errorbar(
+        np.asarray(x),
+        middle,
+        yerr=[middle - low, high - middle],
+        color=PALETTE[place % len(PALETTE)],
+        linestyle=LINE_STYLES[place % len(LINE_STYLES)] if line else "none",
+        marker=MARKERS[place % len(MARKERS)],
+        markersize=5,
+        linewidth=1.2,
+        capsize=3,
+        label=name,
+    )
+    return _set_log(ax, log)
+
+
 def outcome_map(
     ax: Axes, x: ArrayLike, y: ArrayLike, outcome: ArrayLike, names: Sequence[str]
 ) -> Axes:
@@ -288,7 +335,7 @@ def _set_log(ax: Axes, log: str) -> Axes:
 def describe(figure: Figure) -> str:
     """Return what a figure shows as text: labels, and for each artist its data.
 
-    Each series is given by its length and by five numbers to three significant
+    Each series is given by its length and by six numbers to three significant
     digits, one of them weighted by position, so that a changed, moved or swapped value
     shows, and a change in the sixteenth digit does not.
     """
@@ -305,26 +352,27 @@ def describe(figure: Figure) -> str:
 
 
 def _describe_artists(ax: Axes) -> list[str]:
-    texts = []
-    for line in ax.lines:
-        x, y = line.get_data()
-        texts.append(f"line {_name(line)}: x {_numbers(x)}; y {_numbers(y)}")
+    texts = [
+        f"line {_name(line)}: {_points(ax, *line.get_data())}" for line in ax.lines
+    ]
     for collection in ax.collections:
         if isinstance(collection, QuadMesh):
             texts.append(f"map: {_numbers(collection.get_array())}")
-        elif isinstance(collection, PathCollection):
+            continue
+        if isinstance(collection, PathCollection):
             points = np.asarray(collection.get_offsets())
-            x, y = points[:, 0], points[:, 1]
-            texts.append(
-                f"points {_name(collection)}: x {_numbers(x)}; y {_numbers(y)}"
-            )
         else:
-            corners = np.concatenate([p.vertices for p in collection.get_paths()])
-            texts.append(f"area {_name(collection)}: {_numbers(corners)}")
+            # Filled areas and the bars of intervals: what counts is their corners.
+            corners = [path.vertices for path in collection.get_paths()]
+            points = np.concatenate(corners) if corners else np.empty((0, 2))
+        if len(points):
+            named = _name(collection)
+            texts.append(f"points {named}: {_points(ax, points[:, 0], points[:, 1])}")
     texts += [f"image: {_numbers(image.get_array())}" for image in ax.images]
-    if ax.patches:
-        heights = [patch.get_extents().height for patch in ax.patches]
-        texts.append(f"bars: {_numbers(heights)}")
+    bars = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    if bars:
+        lefts = [bar.get_x() for bar in bars]
+        texts.append(f"bars: {_points(ax, lefts, [bar.get_height() for bar in bars])}")
     texts += [f"note: {text.get_text()}" for text in ax.texts]
     return texts
 
@@ -334,7 +382,13 @@ def _name(artist: mpl.artist.Artist) -> str:
     return "unnamed" if label.startswith("_") else f"'{label}'"
 
 
-def _numbers(values: ArrayLike) -> str:
+def _points(ax: Axes, x: ArrayLike, y: ArrayLike) -> str:
+    x_text = _numbers(x, logarithmic=ax.get_xscale() == "log")
+    y_text = _numbers(y, logarithmic=ax.get_yscale() == "log")
+    return f"x {x_text}; y {y_text}"
+
+
+def _numbers(values: ArrayLike, *, logarithmic: bool = False) -> str:
     flat = np.ma.filled(np.ma.asarray(values, dtype=float), np.nan).ravel()
     finite = flat[np.isfinite(flat)]
     if not finite.size:
@@ -348,10 +402,16 @@ def _numbers(values: ArrayLike) -> str:
         finite.mean(),
         (finite * weights).mean(),
     )
+    if not logarithmic:
+        # On a linear axis a billionth of the largest value is round-off.
+        noise = 1e-9 * np.abs(finite).max()
+        numbers = tuple(0.0 if abs(number) <= noise else number for number in numbers)
     missing = (
         f" ({flat.size - finite.size} not finite)" if finite.size < flat.size else ""
     )
-    texts = [f"{number:.3g}" for number in numbers]
+    # Round numbers of a regular grid sit on the border between two roundings, where
+    # the last bit decides. A nudge of four millionths moves the border away from them.
+    texts = [f"{number * (1 + 4e-6):.3g}" for number in numbers]
     names = ("first", "last", "min", "max", "mean", "weighted")
     pairs = ", ".join(f"{n} {t}" for n, t in zip(names, texts, strict=True))
     return f"n={flat.size}{missing}, {pairs}"
