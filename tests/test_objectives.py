@@ -65,6 +65,7 @@ def test_a_gradient_equal_to_the_tolerance_is_not_below_it(
     # The logarithms of such powers round to either side of a whole number.
     tolerance = base**power
     assert o.steps_until_gradient_below(tolerance, 1.0, base) == power + 1
+    assert o.steps_until_gradient_below(0.5, -0.5, base) == 1
 
 
 @pytest.mark.parametrize(
