@@ -122,7 +122,9 @@ def update(pip_options: Iterable[str]) -> None:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = Path(folder) / "bin" / "python"
         pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", "-q", *pip_options, *wanted], check=True)
+        # Eager, because a fresh environment comes with a setuptools of its own.
+        newest = ["install", "-q", "--upgrade", "--upgrade-strategy", "eager"]
+        subprocess.run([*pip, *newest, *pip_options, *wanted], check=True)
         subprocess.run([str(python), __file__, "freeze"], check=True)
 
 

@@ -178,6 +178,7 @@ def test_update_installs_the_newest_but_for_what_is_held(
     monkeypatch.setattr(pins.subprocess, "run", lambda c, check: commands.append(c))
     assert pins.main(["update", "--pre"]) == 0
     _, install, freeze = commands
+    assert "eager" in install
     assert install[-3:] == ["--pre", "jupyter-book<2", "numpy"]
     assert freeze[0] == install[0]
     assert freeze[-1] == "freeze"
