@@ -411,16 +411,16 @@ def _end_with_parent(sockets: Path | None) -> None:
 
 def _undo_what_importing_early_changed() -> None:
     """Do again what the preloaded packages do on import, for this process."""
-    import matplotlib
-    import numpy as np
-    import torch
-
-    # matplotlib reads the variable when it is imported, which was in the server.
-    matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]
+    loaded = sys.modules
+    if "matplotlib" in loaded:
+        # It reads the variable when it is imported, which was in the server.
+        loaded["matplotlib"].rcParams["backend"] = os.environ["MPLBACKEND"]
     # Otherwise every kernel would draw the same numbers without asking for it.
     random.seed()
-    np.random.seed()  # noqa: NPY002  (the global generator is the point)
-    torch.seed()
+    if "numpy" in loaded:
+        loaded["numpy"].random.seed()
+    if "torch" in loaded:
+        loaded["torch"].seed()
 
 
 if __name__ == "__main__":

@@ -161,8 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     # The numbers of the book are those of one thread.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # What it would say of a failed run stands in the run's row.
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    # What they would say of a failed run stands in the run's row.
+    for library in ("papermill", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     settings = Settings(options.timeout, options.keep)
     all_well = True
     try:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -153,7 +154,8 @@ def sweep(
                 store.append(row)
                 rows[row.key] = row
                 if row.status != "ok" or outcome.notebook:
-                    _keep(outcome, plan, settings, places[row.key], bar.write)
+                    say = partial(bar.write, file=sys.stderr)
+                    _keep(outcome, plan, settings, places[row.key], say)
                 failures += row.status != "ok"
                 bar.set_postfix(failed=failures, refresh=False)
                 bar.update()
