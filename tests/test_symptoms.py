@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from sphinx.errors import ExtensionError
 from torch import nn
 
 from shared import notebooks, objectives, pages
@@ -402,3 +404,38 @@ def test_each_chapter_has_one_address_in_the_finder() -> None:
         assert text.count(f"(find-{slug.replace('_', '-')})=") == 1
     for name in SYMPTOMS:
         assert text.count(f"(symptom-{name})=") == 1
+
+
+# --------------------------------------------------------------------------------------
+# The link to the source
+# --------------------------------------------------------------------------------------
+
+
+def options_with(monkeypatch: pytest.MonkeyPatch, address: str) -> Names:
+    monkeypatch.setenv("BOOK_REPOSITORY", address)
+    config = SimpleNamespace(html_theme_options={"show_toc_level": 2})
+    pages.link_to_repository(None, config)
+    return config.html_theme_options
+
+
+def test_a_published_book_links_to_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert options_with(monkeypatch, "https://github.com/owner/book/") == {
+        "show_toc_level": 2,
+        "repository_url": "https://github.com/owner/book",
+        "use_repository_button": True,
+        "use_issues_button": True,
+    }
+
+
+def test_a_book_built_at_home_promises_no_source(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert options_with(monkeypatch, "") == {"show_toc_level": 2}
+
+
+@pytest.mark.parametrize("address", ["owner/book", "http://a.org/b/c", "https://a.org"])
+def test_a_wrong_address_of_the_source_stops_the_build(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    with pytest.raises(ExtensionError, match="BOOK_REPOSITORY must be like"):
+        options_with(monkeypatch, address)
