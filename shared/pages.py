@@ -263,7 +263,7 @@ class SymptomFinder(SphinxDirective):
         try:
             groups = read_symptoms(path, set(_chapter_slugs(self.env.found_docs)))
         except (SymptomTableError, OSError) as error:
-            raise ExtensionError(str(error)) from error
+            raise ExtensionError(str(error)) from None
         text = finder_markdown(groups)
         lines = StringList(text.splitlines(), source=str(path))
         parent = nodes.section()
