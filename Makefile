@@ -25,7 +25,8 @@ export OMP_NUM_THREADS := 1
 # A sibling checkout on PYTHONPATH must not stand in for this one.
 unexport PYTHONPATH
 
-.PHONY: help set-up book test lint unit notebooks pages execute sweep lab chapter clean
+.PHONY: help set-up book test lint unit notebooks pages execute sweep bench lab chapter \
+  update clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -61,17 +62,25 @@ notebooks: $(READY)
 pages: book
 	@$(RUN) -m pytest tests/test_pages.py -n 2
 
-execute: $(READY) ## re-execute and save the notebooks (ONLY="slug ..." for some)
+execute: $(READY) ## re-execute and save the notebooks (ONLY="slug ..." or ONLY=changed)
 	@$(RUN) -m shared.notebooks execute $(ONLY)
 
 sweep: $(READY) ## run the sweeps' grids into chapters/sweeps/*.csv (ONLY="slug ...")
 	@$(RUN) -m shared.sweep $(ONLY)
+
+bench: $(READY) ## time sweeps and nbval against stock papermill and nbval (half an hour)
+	@$(RUN) tests/bench.py
 
 lab: $(READY) ## open the chapters in JupyterLab
 	@$(RUN) -m jupyterlab chapters
 
 chapter: $(READY) ## start a new chapter: make chapter slug=my_failure
 	@$(RUN) -m shared.notebooks new "$(slug)"
+
+update: ## install the newest releases and pin them (the only way pins change)
+	@$(PYTHON) .ci/prerequisites.py
+	@$(PYTHON) .ci/pins.py update $(PIP_OPTIONS)
+	@echo "Pinned. Now: make sweep, make execute, make test."
 
 clean: ## remove the built book and the environment
 	rm -rf _build $(VENV)

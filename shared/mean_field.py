@@ -29,7 +29,9 @@ def gradient_ratio_per_layer(
 ) -> float:
     """Return ``sqrt(chi)``: gradient norm of a layer over that of the next one.
 
-    Below 1 the gradient shrinks toward the input, above 1 it grows.
+    Below 1 the gradient shrinks toward the input, above 1 it grows. This is the ratio
+    for pre-activations; for weights it is the same once the size of the forward signal
+    has settled, some layers behind the input.
 
     Args:
         activation: a key of `shared.models.ACTIVATIONS`.

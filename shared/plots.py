@@ -205,7 +205,12 @@ def shares_with_intervals(
         trials: out of how many, one count per position.
         name: legend entry.
         place: place in the palette.
+
+    Raises:
+        ValueError: if a share is out of no trials.
     """
+    if min(trials) < 1:
+        raise ValueError(f"trials must be at least 1 each, not {list(trials)}")
     shares, below, above = [], [], []
     for happened, tried in zip(successes, trials, strict=True):
         share = happened / tried
@@ -287,8 +292,10 @@ def outcome_map(
         names: what the outcomes are called, at most as many as the palette has.
 
     Raises:
-        ValueError: if there are more names than colors.
+        ValueError: if there are more names than colors, or an outcome without a name.
     """
+    if not np.isin(np.asarray(outcome), np.arange(len(names))).all():
+        raise ValueError(f"outcome must be in 0 to {len(names) - 1}, a place in names")
     if len(names) > len(PALETTE):
         raise ValueError(f"names must have at most {len(PALETTE)}, not {len(names)}")
     colors = ListedColormap(PALETTE[: len(names)])
@@ -394,14 +401,12 @@ def _numbers(values: ArrayLike, *, logarithmic: bool = False) -> str:
     if not finite.size:
         return f"n={flat.size}, none finite"
     weights = np.linspace(0, 1, flat.size)[np.isfinite(flat)]
-    numbers = (
-        finite[0],
-        finite[-1],
-        finite.min(),
-        finite.max(),
-        finite.mean(),
-        (finite * weights).mean(),
-    )
+    mean, weighted = finite.mean(), (finite * weights).mean()
+    if logarithmic and finite.min() > 0:
+        # Where small values are as visible as large ones they must count as much.
+        logs = np.log(finite)
+        mean, weighted = np.exp(logs.mean()), np.exp((logs * weights).mean())
+    numbers = (finite[0], finite[-1], finite.min(), finite.max(), mean, weighted)
     if not logarithmic:
         # On a linear axis a billionth of the largest value is round-off.
         noise = 1e-9 * np.abs(finite).max()

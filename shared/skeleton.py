@@ -42,7 +42,7 @@ wrong = descend(initial_input, learning_rate / 4, steps)  # TODO: a plausible wr
 _, axes = plots.new_figure()
 lines = {"failing": path, "repaired": repaired, "wrong repair": wrong}
 plots.curves(axes[0], {n: (range(len(p)), p) for n, p in lines.items()})
-plots.name_axes(axes[0], "step", "x");"""
+_ = plots.name_axes(axes[0], "step", "x")"""
 
 _REPRODUCE = """\
 def descend(x: float, learning_rate: float, steps: int) -> list[float]:
@@ -63,7 +63,7 @@ predicted = [initial_input * (1 - 2 * rate) ** steps for rate in rows.learning_r
 plots.measured_and_predicted(
     axes[0], rows.learning_rate, rows.last, rows.learning_rate, predicted
 )
-plots.name_axes(axes[0], "learning rate", f"x after {steps} steps");"""
+_ = plots.name_axes(axes[0], "learning rate", f"x after {steps} steps")"""
 
 
 def _exercise(number: int, title: str, task: str) -> list[Cell]:

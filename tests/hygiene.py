@@ -337,6 +337,9 @@ def check_cells(notebook: NotebookNode, slug: str) -> list[str]:
             problems.append(f"{name}: unknown tag {', '.join(sorted(unknown))}")
         if found := UNCHECKED.search(cell.source):
             problems.append(f"{name}: {found[0]!r} keeps its output unchecked")
+        # nbval runs cells without history, where IPython does not see the semicolon.
+        if cell.source.rstrip().endswith(";"):
+            problems.append(f"{name}: ends with ';', write '_ = ...' instead")
     return problems
 
 

@@ -270,6 +270,7 @@ FAULTS = [
         replace("def descend", "# NBVAL_IGNORE_OUTPUT\ndef descend"),
         "unchecked",
     ),
+    (hygiene.check_cells, replace(' steps")', ' steps");'), "ends with ';'"),
     (hygiene.check_page_only, tag("assert abs"), "asserts, but"),
     (
         hygiene.check_page_only,

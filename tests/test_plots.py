@@ -181,6 +181,16 @@ def test_outcome_map_gives_each_outcome_its_color(ax: Axes) -> None:
     assert [text.get_text() for text in bar.get_yticklabels()] == ["a", "b", "c"]
 
 
+def test_outcome_map_has_a_name_for_each_outcome(ax: Axes) -> None:
+    with pytest.raises(ValueError, match="outcome must be in 0 to 1"):
+        plots.outcome_map(ax, [0, 1], [0, 1], [[0, 1], [1, 2]], ["a", "b"])
+
+
+def test_a_share_is_out_of_at_least_one_trial(ax: Axes) -> None:
+    with pytest.raises(ValueError, match="trials must be at least 1"):
+        plots.shares_with_intervals(ax, [1, 2], [0, 3], [0, 5], name="x")
+
+
 def test_outcome_map_has_no_more_outcomes_than_colors(ax: Axes) -> None:
     with pytest.raises(ValueError, match="at most 7, not 8"):
         plots.outcome_map(ax, [0, 1], [0, 1], np.zeros((2, 2)), list("abcdefgh"))

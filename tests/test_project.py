@@ -53,7 +53,7 @@ def pinned_versions() -> dict[str, str]:
     return {pins.canonical(m["name"]): m["version"] for m in lines if m}
 
 
-@pytest.mark.parametrize("line", filter(None, REQUIREMENTS.splitlines()))
+@pytest.mark.parametrize("line", [x for x in REQUIREMENTS.splitlines() if x])
 def test_every_requirement_is_pinned(line: str) -> None:
     assert re.fullmatch(r"#.*|-e \. +#.*|[\w.-]+==[\w.]+( +#.*)?", line)
 
@@ -343,7 +343,7 @@ def test_help_lists_every_target_that_the_texts_name() -> None:
 
 
 def test_every_phony_target_exists() -> None:
-    makefile = text("Makefile")
+    makefile = text("Makefile").replace("\\\n", " ")
     phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
     assert phony
     defined = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
