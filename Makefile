@@ -42,7 +42,7 @@ $(READY): requirements.txt pyproject.toml .ci/prerequisites.py
 	@touch $@
 
 book: $(READY) ## render the executed notebooks to _build/html
-	@$(RUN) -m jupyter_book.cli.main build . --all -W -n --keep-going --quiet
+	@$(VENV)/bin/jupyter-book build . --all -W -n --keep-going --quiet
 	@echo "The book is built. Open it: $(CURDIR)/_build/html/index.html"
 
 test: lint unit notebooks pages ## run every check that CI runs
