@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -37,8 +37,8 @@ from shared.sweep.runs import Task, run
 
 TINY = Path(__file__).parent / "notebooks" / "descent.ipynb"
 JOBS = 2
-RUNS_OF_OURS = 8
-"""Runs a round with our own engine; stock papermill gets one a job."""
+RUNS_A_ROUND = 2
+"""Runs that each way of running a chapter makes in a round."""
 
 MEMORY_RUNS = (100, 1000)
 
@@ -55,66 +55,66 @@ def stock_run(notebook: str, parameters: Run, folder: str) -> None:
         )
 
 
-def seconds_per_run(work: Callable[[], None], runs: int) -> float:
-    """Return how long each of the runs takes that ``work`` makes."""
-    started = time.perf_counter()
-    work()
-    return (time.perf_counter() - started) / runs
-
-
 def tasks_of_chapter(path: Path, count: int) -> list[Task]:
     """Return tasks spread evenly over the grid of a chapter."""
     grid = path.parent / "sweeps" / f"{path.stem}.toml"
-    tasks = tasks_of(plan_from_file(grid, smoke=False), Settings())
-    return [tasks[place * len(tasks) // count] for place in range(count)]
+    tasks = tasks_of(plan_from_file(grid), Settings())
+    return [
+        tasks[(2 * place + 1) * len(tasks) // (2 * count)] for place in range(count)
+    ]
+
+
+def stock_loop(notebook: str, tasks: Sequence[Task]) -> None:
+    """Make runs one after the other with stock papermill."""
+    for task in tasks:
+        stock_run(notebook, task.parameters, task.folder)
+
+
+def stock_pool(notebook: str, tasks: Sequence[Task], pool: Executor) -> None:
+    """Make runs with stock papermill in a pool of processes."""
+    futures = [
+        pool.submit(stock_run, notebook, task.parameters, task.folder) for task in tasks
+    ]
+    for future in futures:
+        future.result()
+
+
+def ours(jobs: int, tasks: Sequence[Task]) -> None:
+    """Make runs with the engine of `shared.sweep`."""
+    with ThreadPoolExecutor(jobs) as threads:
+        ends = [outcome.row.status for outcome in outcomes(threads, tasks, jobs)]
+    assert set(ends) == {"ok"}, ends
 
 
 def bench_chapter(path: Path, rounds: int, pool: Executor) -> dict[str, float]:
-    """Return the median seconds a run of one chapter takes, by way of running it."""
-    tasks = tasks_of_chapter(path, RUNS_OF_OURS)
+    """Return the median seconds a run of one chapter takes, by way of running it.
+
+    In a round all ways make the same runs; the next round makes others.
+    """
+    tasks = tasks_of_chapter(path, RUNS_A_ROUND * rounds)
     with tempfile.TemporaryDirectory() as kept:
-        cells = Path(kept, path.name)
-        cells.write_text(tasks[0].notebook)
-        ways = _ways(str(path), str(cells), tasks, pool)
+        page, cells = str(path), f"{kept}/{path.name}"
+        Path(cells).write_text(tasks[0].notebook)
+        ways: dict[str, Callable[[Sequence[Task]], None]] = {
+            "papermill, whole page": partial(stock_loop, page),
+            f"papermill, whole page, {JOBS} processes": partial(
+                stock_pool, page, pool=pool
+            ),
+            "papermill, cells of the sweep": partial(stock_loop, cells),
+            f"papermill, cells of the sweep, {JOBS} processes": partial(
+                stock_pool, cells, pool=pool
+            ),
+            "ours, 1 job": partial(ours, 1),
+            f"ours, {JOBS} jobs": partial(ours, JOBS),
+        }
         times: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, (work, runs) in ways.items():
-                times[name].append(seconds_per_run(work, runs))
+        for place in range(rounds):
+            now = tasks[place::rounds]
+            for name, work in ways.items():
+                started = time.perf_counter()
+                work(now)
+                times[name].append((time.perf_counter() - started) / len(now))
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _ways(
-    page: str, cells: str, tasks: Sequence[Task], pool: Executor
-) -> dict[str, tuple[Callable[[], None], int]]:
-    """Return the ways of running a chapter: what to call, and its number of runs."""
-
-    def loop(notebook: str) -> None:
-        stock_run(notebook, tasks[0].parameters, tasks[0].folder)
-
-    def in_pool(notebook: str) -> None:
-        futures = [
-            pool.submit(stock_run, notebook, task.parameters, task.folder)
-            for task in tasks[:JOBS]
-        ]
-        for future in futures:
-            future.result()
-
-    def ours(jobs: int) -> None:
-        with ThreadPoolExecutor(jobs) as threads:
-            ends = [outcome.row.status for outcome in outcomes(threads, tasks, jobs)]
-        assert set(ends) == {"ok"}, ends
-
-    return {
-        "papermill, whole page": (lambda: loop(page), 1),
-        f"papermill, whole page, {JOBS} processes": (lambda: in_pool(page), JOBS),
-        "papermill, cells of the sweep": (lambda: loop(cells), 1),
-        f"papermill, cells of the sweep, {JOBS} processes": (
-            lambda: in_pool(cells),
-            JOBS,
-        ),
-        "ours, 1 job": (lambda: ours(1), len(tasks)),
-        f"ours, {JOBS} jobs": (lambda: ours(JOBS), len(tasks)),
-    }
 
 
 def print_ratios(title: str, seconds: dict[str, float], unit: str) -> None:
@@ -130,9 +130,8 @@ def bench_sweeps(rounds: int) -> None:
     spawn = get_context("spawn")
     with ProcessPoolExecutor(JOBS, mp_context=spawn) as pool:
         for path in chapter_paths():
-            warm_up = replace(tasks_of_chapter(path, 1)[0], seconds_per_cell=600)
             started = time.perf_counter()
-            run(warm_up)
+            run(tasks_of_chapter(path, 1)[0])
             print(f"\n{path.stem}: first run {time.perf_counter() - started:.1f} s")
             medians = bench_chapter(path, rounds, pool)
             print_ratios(f"{path.stem}, median of {rounds} rounds", medians, "run")

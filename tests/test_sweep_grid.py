@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.sweep.errors import SweepError
 from shared.sweep.grid import (
     SECTIONS,
     Grid,
@@ -17,7 +18,7 @@ from shared.sweep.grid import (
     read_tables,
     smoke_grid,
 )
-from shared.sweep.page import Bounds, Parameter, SweepError
+from shared.sweep.page import Bounds, Parameter
 
 PARAMETERS = {
     "depth": Parameter("depth", "int", 8, Bounds(lowest=1)),

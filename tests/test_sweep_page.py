@@ -7,13 +7,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from shared.sweep.errors import SweepError, nearest_name
 from shared.sweep.page import (
     Bounds,
-    SweepError,
     bounds_in,
     for_sweep,
     load,
-    nearest_name,
     parameters_of,
 )
 

@@ -2,12 +2,14 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from shared.sweep import read_rows
-from shared.sweep.page import SweepError
+from shared.sweep.errors import SweepError
 from shared.sweep.rows import Row, Store, table_frame, table_text, write_whole
 
 
@@ -165,3 +167,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(SweepError, match="cannot write"):
         write_whole(tmp_path / "nowhere" / "page.csv", "new\n")
+
+
+def test_reading_rows_costs_a_chapter_no_notebook_machinery() -> None:
+    code = (
+        "import sys, shared.sweep; print({'nbformat', 'papermill'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert result.stdout == "set()\n", result.stderr

@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from shared.sweep import drive, read_rows, runs
 from shared.sweep.__main__ import main
-from shared.sweep.page import SweepError
+from shared.sweep.errors import SweepError
 from shared.sweep.rows import Row, Store
 
 NOTEBOOKS = Path(__file__).parent / "notebooks"

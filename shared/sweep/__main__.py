@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shared.sweep.cluster import dask_executor
 from shared.sweep.drive import Plan, Settings, plan_from_file, plan_from_text, sweep
-from shared.sweep.page import SweepError, nearest_name
+from shared.sweep.errors import SweepError, nearest_name
 from shared.sweep.rows import SWEEPS, Row, table_frame
 
 MOST_RUNS = 2000

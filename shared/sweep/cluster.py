@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 
-from shared.sweep.page import SweepError
+from shared.sweep.errors import SweepError
 from shared.sweep.runs import shared_hash, versions
 
 CONNECT_SECONDS = 10

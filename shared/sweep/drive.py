@@ -13,6 +13,7 @@ import nbformat
 from tqdm import tqdm
 
 from shared.sweep import page
+from shared.sweep.errors import SweepError
 from shared.sweep.grid import (
     Grid,
     Run,
@@ -21,7 +22,7 @@ from shared.sweep.grid import (
     read_tables,
     smoke_grid,
 )
-from shared.sweep.page import Parameter, SweepError
+from shared.sweep.page import Parameter
 from shared.sweep.rows import SETTLED, Row, Store, table_text, write_whole
 from shared.sweep.runs import Outcome, Task, key_of, run, shared_hash, versions
 

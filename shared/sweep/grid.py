@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.record import Value
-from shared.sweep.page import Parameter, SweepError, nearest_name
+from shared.sweep.errors import SweepError, nearest_name
+from shared.sweep.page import Parameter
 
 SECTIONS = ("grid", "zip", "smoke", "again")
 """Tables that a grid file may have."""

@@ -1,12 +1,11 @@
 """What a sweep needs to know of a chapter: its parameters, and the cells to run."""
 
 import ast
-import difflib
 import io
 import math
 import re
 import tokenize
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from shared.record import Value
+from shared.sweep.errors import SweepError, nearest_name
 
 PARAMETERS_TAG = "parameters"
 """Tag of the one cell that declares a chapter's parameters."""
@@ -24,10 +24,6 @@ PAGE_ONLY_TAG = "page-only"
 
 TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 """Annotations that a parameter may have."""
-
-
-class SweepError(ValueError):
-    """Bad input to a sweep, found before anything ran."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +118,6 @@ class Parameter:
             raise SweepError(
                 f"{self.name} must be of type {self.type_name}, not {text!r}"
             ) from None
-
-
-def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest known name, or nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 _NUMBER = r"[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"

@@ -23,7 +23,7 @@ from typing import IO, Any
 import pandas as pd
 
 from shared.record import Value
-from shared.sweep.page import SweepError, nearest_name
+from shared.sweep.errors import SweepError, nearest_name
 
 SWEEPS = Path(__file__).resolve().parents[2] / "chapters" / "sweeps"
 """Where grids and tables are."""
