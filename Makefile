@@ -52,7 +52,7 @@ lint: $(READY)
 	@$(RUN) -m ruff format --check .
 
 unit: $(READY)
-	@$(RUN) -m pytest tests --ignore tests/test_pages.py -n 2 --dist loadscope
+	@$(RUN) -m pytest tests --ignore tests/test_pages.py -n 2 --dist worksteal
 
 notebooks: $(READY)
 	@$(RUN) -m pytest -p tests.figure_guard --nbval --nbval-current-env \
