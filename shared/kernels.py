@@ -45,7 +45,8 @@ WARM_KERNEL = "warm"
 
 KERNELSPEC = {
     # The command of an ordinary kernel, for where there is no forking. Nobody asks a
-    # chapter's kernel for its history, and the data base of it takes time to open.
+    # chapter's kernel for its history, whose data base takes time to open, and its log
+    # would tell of every kernel that is ended.
     "argv": [
         "python",
         "-m",
@@ -53,6 +54,7 @@ KERNELSPEC = {
         "-f",
         "{connection_file}",
         "--HistoryManager.enabled=False",
+        "--IPKernelApp.log_level=50",
     ],
     "display_name": "Python 3 (warm)",
     "language": "python",
