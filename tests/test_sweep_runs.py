@@ -198,9 +198,9 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Waiting]:
         executor = Waiting(outcome_of)
         real_wait = drive.wait
 
-        def finish_one_and_wait(futures: object, **options: object) -> tuple:
+        def finish_one_and_wait(*arguments: object, **options: object) -> tuple:
             executor.finish_one()
-            return real_wait(futures, **options)
+            return real_wait(*arguments, **options)
 
         monkeypatch.setattr(drive, "wait", finish_one_and_wait)
         return executor

@@ -26,6 +26,9 @@ from shared.sweep.page import Parameter
 from shared.sweep.rows import SETTLED, Row, Store, table_text, write_whole
 from shared.sweep.runs import Outcome, Task, key_of, run, shared_hash, versions
 
+NOTICE_SECONDS = 0.5
+"""How soon Ctrl-C is noticed at the latest."""
+
 
 @dataclass(frozen=True)
 class Chapter:
@@ -186,7 +189,8 @@ def outcomes(
             running[executor.submit(run, task)] = task
         if not running:
             return
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        # With a limit: Python notices Ctrl-C only between waits.
+        done, _ = wait(running, NOTICE_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
             yield _result(future, running.pop(future))
 
