@@ -98,6 +98,9 @@ POLL_SECONDS = 0.005
 END_SECONDS = 1.0
 """A killed kernel has ended by then; jupyter_client goes on waiting if it has not."""
 
+REMOVALS = 10
+"""How often a kernel that loses its driver tries to remove its folder."""
+
 LISTEN_SECONDS = 30.0
 """A kernel that has no sockets by then is left to its client's own patience."""
 
@@ -406,8 +409,10 @@ def _be_a_kernel(
 def _end_with_parent(sockets: Path | None) -> None:
     """End this process when the one that asked for it is gone, however it went."""
     wait_for_any([multiprocessing.parent_process().sentinel])
-    if sockets:
-        shutil.rmtree(sockets, ignore_errors=True)
+    # Again, because a kernel that is still starting makes files there meanwhile.
+    for _ in range(REMOVALS):
+        if sockets and sockets.exists():
+            shutil.rmtree(sockets, ignore_errors=True)
     os._exit(1)
 
 
