@@ -7,7 +7,10 @@ when it runs the notebook again.
 
 import math
 import numbers
+import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from IPython.display import display
@@ -20,6 +23,9 @@ CLAIM_KEY = "nothing_moves_claim"
 
 VERDICTS = ("true", "true with conditions", "misleading", "false", "not checkable")
 """The verdicts a claim can get."""
+
+CLAIMS = Path(__file__).resolve().parent.parent / "chapters" / "claims.toml"
+"""The one table of claims."""
 
 Value = bool | int | float | str
 
@@ -75,19 +81,28 @@ def record(**values: Any) -> None:  # noqa: ANN401  (checked by `plain`)
     _show("\n".join(lines), RECORD_KEY, kept)
 
 
+@cache
+def claims() -> dict[str, str]:
+    """Return what the two articles say, in our words, by claim id."""
+    tables = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))
+    return {name: says for table in tables.values() for name, says in table.items()}
+
+
 def record_verdict(claim: str, verdict: str, measured: str) -> None:
-    """State what became of one claim of a source, and hand it to the claims page.
+    """State what became of one claim of an article, and hand it to the claims page.
 
     Args:
-        claim: the claim's id, such as ``"A28"``.
+        claim: the claim's id in chapters/claims.toml, such as ``"A28"``.
         verdict: one of `VERDICTS`.
         measured: the number that decides, in words that stand alone.
 
     Raises:
         ValueError: if the id, the verdict or the measurement is not as above.
     """
-    if claim[:1] not in ("A", "B") or not claim[1:].isdigit():
-        raise ValueError(f"claim must be like 'A28' or 'B7', not {claim!r}")
+    if claim not in claims():
+        raise ValueError(
+            f"claim must be an id in {CLAIMS.name}, such as 'A28', not {claim!r}"
+        )
     if verdict not in VERDICTS:
         raise ValueError(
             f"verdict must be one of {', '.join(VERDICTS)}, not {verdict!r}"
@@ -95,7 +110,8 @@ def record_verdict(claim: str, verdict: str, measured: str) -> None:
     if not measured.strip():
         raise ValueError(f"measured must say what decides claim {claim}, not be empty")
     kept = {"claim": claim, "verdict": verdict, "measured": measured}
-    _show(f"{claim:<4} {verdict:<20} {measured}", CLAIM_KEY, kept)
+    text = f"{claim:<4} {claims()[claim]}\n     {verdict}: {measured}"
+    _show(text, CLAIM_KEY, kept)
 
 
 def _show(text: str, key: str, kept: Mapping[str, Value]) -> None:

@@ -127,7 +127,10 @@ def test_verdicts_in_order(cells: list[dict[str, Any]]) -> None:
         {"claim": "B7", "verdict": "misleading", "measured": "73 steps"},
     ]
     assert recorded_values({"cells": cells}) == {"loss": 1}
-    assert shown(cells).split() == ["B7", "misleading", "73", "steps"]
+    assert shown(cells).splitlines() == [
+        "B7   A near-zero gradient offers no direction.",
+        "     misleading: 73 steps",
+    ]
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
@@ -139,9 +142,9 @@ def test_verdicts_that_there_are(verdict: str, cells: list[dict[str, Any]]) -> N
 @pytest.mark.parametrize(
     ("claim", "verdict", "measured", "words"),
     [
-        ("C1", "true", "x", "claim must be like"),
-        ("A", "true", "x", "claim must be like"),
-        ("28", "true", "x", "claim must be like"),
+        ("C1", "true", "x", "claim must be an id"),
+        ("A", "true", "x", "claim must be an id"),
+        ("28", "true", "x", "claim must be an id"),
         ("A28", "correct", "x", "verdict must be one of true.*'correct'"),
         ("A28", "true", "  ", "measured must say"),
     ],
