@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 def contraction(learning_rate: float, curvature: float) -> float:
     """Return the factor by which one step shrinks the distance to the minimum.
 
-    Below 1 the descent converges, at 1 it oscillates for ever, above 1 it diverges.
+    Below 1 the descent converges, at 1 it oscillates forever, above 1 it diverges.
 
     Args:
         learning_rate: step size, any sign.

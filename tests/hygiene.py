@@ -30,7 +30,8 @@ from shared.notebooks import (
     chapter_paths,
     cost_line,
 )
-from shared.sweep.page import SweepError, parameters_of
+from shared.sweep.errors import SweepError
+from shared.sweep.page import parameters_of
 
 MOST_LINES = 15
 """Lines of a code cell that is not tagged ``long``."""
