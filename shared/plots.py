@@ -211,26 +211,15 @@ def shares_with_intervals(
     """
     if min(trials) < 1:
         raise ValueError(f"trials must be at least 1 each, not {list(trials)}")
-    shares, below, above = [], [], []
+    shares, low, high = [], [], []
     for happened, tried in zip(successes, trials, strict=True):
         share = happened / tried
         interval = binomtest(happened, tried).proportion_ci(method="wilson")
         shares.append(share)
-        below.append(max(share - interval.low, 0))
-        above.append(max(interval.high - share, 0))
-    ax.errorbar(
-        np.asarray(x),
-        shares,
-        yerr=[below, above],
-        color=PALETTE[place % len(PALETTE)],
-        linestyle=LINE_STYLES[place % len(LINE_STYLES)],
-        marker=MARKERS[place % len(MARKERS)],
-        markersize=5,
-        linewidth=1.2,
-        capsize=3,
-        label=name,
-    )
-    return ax
+        # Round-off can put an end of the interval on the wrong side of 0 % or 100 %.
+        low.append(min(interval.low, share))
+        high.append(max(interval.high, share))
+    return middles_with_ranges(ax, x, shares, low, high, name=name, place=place)
 
 
 def middles_with_ranges(

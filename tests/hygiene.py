@@ -31,7 +31,7 @@ from shared.notebooks import (
     cost_line,
 )
 from shared.sweep.errors import SweepError
-from shared.sweep.page import parameters_of
+from shared.sweep.page import PAGE_ONLY_TAG, PARAMETERS_TAG, parameters_of, tags
 
 MOST_LINES = 15
 """Lines of a code cell that is not tagged ``long``."""
@@ -45,8 +45,8 @@ SHORTEST_ALT = 40
 FEWEST_EXERCISES = 3
 
 KNOWN_TAGS = {
-    "parameters",
-    "page-only",
+    PARAMETERS_TAG,
+    PAGE_ONLY_TAG,
     "long",
     "hide-input",
     "hide-output",
@@ -77,11 +77,6 @@ def code_cells(notebook: NotebookNode) -> Iterator[tuple[str, NotebookNode]]:
     for number, cell in enumerate(notebook.cells, 1):
         if cell.cell_type == "code":
             yield f"cell {number}", cell
-
-
-def tags(cell: NotebookNode) -> list[str]:
-    """Return a cell's tags."""
-    return cell.metadata.get("tags", [])
 
 
 def prose(notebook: NotebookNode) -> str:
@@ -223,7 +218,7 @@ def _texts(output: NotebookNode) -> Iterator[str]:
 
 def check_parameters(notebook: NotebookNode, slug: str) -> list[str]:
     """Ask for one ``parameters`` cell, its values typed, explained and in range."""
-    cells = [c for _, c in code_cells(notebook) if "parameters" in tags(c)]
+    cells = [c for _, c in code_cells(notebook) if PARAMETERS_TAG in tags(c)]
     if len(cells) != 1:
         return [f"{len(cells)} cells tagged 'parameters', not 1"]
     line = re.compile(r"[a-z]\w*: (?:int|float|bool|str) = [^#]+  # (.+)")
@@ -348,7 +343,7 @@ def check_page_only(notebook: NotebookNode, slug: str) -> list[str]:
     """Ask that a sweep leaves out what asserts or draws, and runs what records."""
     problems = []
     for name, cell in code_cells(notebook):
-        page_only = "page-only" in tags(cell)
+        page_only = PAGE_ONLY_TAG in tags(cell)
         if asserts(cell) and not page_only:
             problems.append(f"{name}: asserts, but is not tagged 'page-only'")
         if pictures(cell) and not page_only:

@@ -122,6 +122,13 @@ def kernels_of(folder: Path) -> list[int]:
     return found
 
 
+def wait_until_no_kernel_is_left(folder: Path) -> None:
+    give_up = time.monotonic() + SECONDS
+    while kernels_of(folder):
+        assert time.monotonic() < give_up, "kernels outlive their driver"
+        time.sleep(0.1)
+
+
 def test_a_driver_killed_at_random_moments_loses_no_row_and_doubles_none(
     folder: Path, nursery: Nursery
 ) -> None:
@@ -149,10 +156,7 @@ def test_a_driver_killed_at_random_moments_loses_no_row_and_doubles_none(
     assert list(frame["start"]) == list(range(1, RUNS + 1))
     # One step of descent on x^2 with rate 0.1 from `start`.
     assert frame["final"].tolist() == pytest.approx(0.8 * frame["start"])
-    give_up = time.monotonic() + SECONDS
-    while kernels_of(folder):
-        assert time.monotonic() < give_up, "kernels outlive their driver"
-        time.sleep(0.1)
+    wait_until_no_kernel_is_left(folder)
 
 
 def test_a_stopped_sweep_keeps_its_rows_and_says_how_to_go_on(
@@ -166,10 +170,7 @@ def test_a_stopped_sweep_keeps_its_rows_and_says_how_to_go_on(
     os.kill(driver, signal.SIGINT)
     assert nursery.exit_code() == 130
     assert len(lines_of(store)) == 2
-    give_up = time.monotonic() + SECONDS
-    while kernels_of(folder):
-        assert time.monotonic() < give_up, "kernels outlive their driver"
-        time.sleep(0.1)
+    wait_until_no_kernel_is_left(folder)
 
 
 def test_a_full_disk_ends_the_sweep_and_keeps_its_rows(
