@@ -58,6 +58,30 @@ def diabetes(dtype: torch.dtype = torch.float32, test_share: float = 0.2) -> Spl
     return _split(inputs.to(dtype), targets.to(dtype), test_share)
 
 
+def breast_cancer(
+    dtype: torch.dtype = torch.float32,
+    test_share: float = 0.2,
+    *,
+    standardized: bool = True,
+) -> Split:
+    """Return the 569 breast tumors: 30 features, target 1 for benign, 0 for malignant.
+
+    Args:
+        dtype: floating type of the inputs; targets are int64, 0 or 1.
+        test_share: share of the examples kept for testing, in (0, 1).
+        standardized: give each feature mean 0 and variance 1. The raw features differ
+            in size by a factor of a hundred thousand.
+
+    Raises:
+        ValueError: if ``test_share`` leaves one side empty.
+    """
+    tumors = datasets.load_breast_cancer()
+    inputs = torch.tensor(tumors.data, dtype=torch.float64)
+    if standardized:
+        inputs = (inputs - inputs.mean(0)) / inputs.std(0, correction=0)
+    return _split(inputs.to(dtype), torch.tensor(tumors.target), test_share)
+
+
 def _split(inputs: torch.Tensor, targets: torch.Tensor, test_share: float) -> Split:
     examples = len(inputs)
     if not (0 < test_share < 1 and 0 < round(test_share * examples) < examples):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn import datasets
 
-from shared.data import Split, diabetes, digits
+from shared.data import Split, breast_cancer, diabetes, digits
 
 
 def rows(split: Split) -> list[tuple[float, ...]]:
@@ -57,7 +57,28 @@ def test_diabetes_keeps_inputs_and_targets_together() -> None:
     torch.testing.assert_close(body_mass @ target, expected / scale)
 
 
-@pytest.mark.parametrize("load", [digits, diabetes])
+def test_breast_cancer_raw_is_all_there_once() -> None:
+    tumors = datasets.load_breast_cancer()
+    pairs = zip(tumors.data, tumors.target, strict=True)
+    expected = sorted((*map(float, row), float(target)) for row, target in pairs)
+    assert rows(breast_cancer(torch.float64, standardized=False)) == expected
+
+
+def test_breast_cancer_is_standardized() -> None:
+    split = breast_cancer(torch.float64)
+    raw = breast_cancer(torch.float64, standardized=False)
+    inputs = torch.cat((split.train_inputs, split.test_inputs))
+    assert inputs.shape == (569, 30)
+    for values in inputs.T:
+        assert values.mean().item() == pytest.approx(0, abs=1e-12)
+        assert (values**2).mean().item() == pytest.approx(1, abs=1e-12)
+    # The same tumors in the same order, so that the two can be compared.
+    both = torch.stack((split.train_inputs[:, 3], raw.train_inputs[:, 3]))
+    assert torch.corrcoef(both)[0, 1].item() == pytest.approx(1)
+    assert split.train_targets.equal(raw.train_targets)
+
+
+@pytest.mark.parametrize("load", [digits, diabetes, breast_cancer])
 def test_the_split_depends_on_no_seed_and_draws_from_none(
     load: Callable[..., Split],
 ) -> None:
@@ -79,7 +100,7 @@ def test_share(share: float, test_examples: int) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, 1e-6, float("nan")])
-@pytest.mark.parametrize("load", [digits, diabetes])
+@pytest.mark.parametrize("load", [digits, diabetes, breast_cancer])
 def test_a_share_that_empties_a_side(load: Callable[..., Split], share: float) -> None:
     with pytest.raises(ValueError, match="test_share must leave"):
         load(test_share=share)

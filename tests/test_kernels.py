@@ -188,7 +188,9 @@ def test_kernels_talk_in_a_private_folder_that_is_removed(warm: str) -> None:
 @needs_forks
 def test_a_cell_can_be_interrupted(warm: str) -> None:
     with running(warm) as (manager, client):
-        client.execute("print('looping', flush=True)\nwhile True: pass")
+        # With stop_on_error a kernel refuses, for a moment, whatever follows an error.
+        loop = "print('looping', flush=True)\nwhile True: pass"
+        client.execute(loop, stop_on_error=False)
         while client.get_iopub_msg(timeout=SECONDS)["msg_type"] != "stream":
             pass
         manager.interrupt_kernel()

@@ -63,9 +63,9 @@ def versions() -> dict[str, str]:
 
 
 def shared_hash() -> str:
-    """Return a hash of the source of every module of `shared`."""
+    """Return a hash of every module of `shared`, and of the weights it keeps."""
     digest = hashlib.sha256()
-    for path in sorted(SHARED.rglob("*.py")):
+    for path in sorted([*SHARED.rglob("*.py"), *SHARED.rglob("*.npz")]):
         digest.update(path.relative_to(SHARED).as_posix().encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
