@@ -110,3 +110,72 @@ def projected_gradient(
         raise ValueError(f"x must be in the box [{lower}, {upper}]")
     blocked = ((x == lower) & (gradient > 0)) | ((x == upper) & (gradient < 0))
     return torch.where(blocked, torch.zeros_like(gradient), gradient)
+
+
+def ulp(x: torch.Tensor) -> torch.Tensor:
+    """Return the spacing of the numbers of ``x.dtype`` at ``|x|``, away from zero.
+
+    ``2^(floor(log2 |x|) - p)`` with ``p`` stored fraction bits (Goldberg 1991); near
+    zero, where numbers are evenly spaced, the smallest number above 0. The spacing
+    toward zero is half of it just below a power of two.
+
+    Args:
+        x: any floating type, any shape.
+
+    Returns:
+        Spacings in float64, same shape; infinite or NaN where ``x`` is.
+    """
+    info = torch.finfo(x.dtype)
+    # Without its fraction bits a float64 is the power of two at or below it.
+    power = (x.double().view(torch.int64) & (0x7FF << 52)).view(torch.float64)
+    spacing = (power * info.eps).clamp(min=info.smallest_normal * info.eps)
+    return torch.where(x.isfinite(), spacing, x.double().abs())
+
+
+def changed_by_update_predicted(x: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    """Return where ``x + update``, rounded to ``x.dtype``, will differ from ``x``.
+
+    The half-ulp rule: an update is lost when it is smaller than half the spacing to
+    the neighbor it points at. One that lands halfway goes to the neighbor whose last
+    bit is 0 (Higham 2002, section 2.1).
+
+    Args:
+        x: finite values in any floating type.
+        update: what is added, same shape; used in float64.
+
+    Returns:
+        Booleans, same shape.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if x.shape != update.shape:
+        raise ValueError(
+            f"update must have the shape of x, {tuple(x.shape)}, "
+            f"not {tuple(update.shape)}"
+        )
+    spacing, update = ulp(x), update.double()
+    # Exact: a whole number of spacings, below 2^53.
+    last_bit = torch.remainder(x.double() / spacing, 2)
+    info = torch.finfo(x.dtype)
+    power = x.double().abs() / spacing == 1 / info.eps
+    normal = x.double().abs() > info.smallest_normal
+    toward_zero = torch.sign(update) * torch.sign(x.double()) < 0
+    # A multiple of the update, because half of the smallest spacing is no number.
+    times = torch.where(power & normal & toward_zero, 4.0, 2.0) * update.abs()
+    return torch.where(last_bit == 0, times > spacing, times >= spacing)
+
+
+def share_changed_by_update_predicted(x: torch.Tensor, update: torch.Tensor) -> float:
+    """Return the share of ``x`` that `changed_by_update_predicted` says will change.
+
+    Args:
+        x: finite values in any floating type, at least one.
+        update: what is added, same shape.
+
+    Raises:
+        ValueError: if the shapes differ or ``x`` is empty.
+    """
+    if not x.numel():
+        raise ValueError("x must have at least one value")
+    return changed_by_update_predicted(x, update).double().mean().item()

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from shared.probes import (
+    changed_by_update_predicted,
     gradient_norms,
     projected_gradient,
     ratio_per_layer,
     saturated_share,
+    share_changed_by_update_predicted,
+    ulp,
 )
 
 
@@ -135,3 +138,73 @@ def test_projected_gradient_refuses(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         projected_gradient(x, gradient, 0, 1)
+
+
+FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def values_of_every_size(dtype: torch.dtype) -> torch.Tensor:
+    """Return values over the whole range, powers of two, subnormal ones and 0."""
+    info = torch.finfo(dtype)
+    generator = torch.Generator().manual_seed(0)
+    low, high = math.log2(info.smallest_normal), math.log2(info.max)
+    places = torch.rand(2000, generator=generator, dtype=torch.float64)
+    sizes = torch.exp2(low + (high - 1 - low) * places)
+    signs = torch.sign(torch.rand(2000, generator=generator, dtype=torch.float64) - 0.5)
+    tiny = info.smallest_normal * info.eps
+    powers = [2.0**k for k in range(-8, 9)] + [info.smallest_normal]
+    special = [*powers, *(-p for p in powers), 0.0, tiny, 3 * tiny, -7 * tiny]
+    return torch.cat((sizes * signs, torch.tensor(special, dtype=torch.float64))).to(
+        dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_ulp_is_the_distance_to_the_next_number(dtype: torch.dtype) -> None:
+    x = values_of_every_size(dtype).abs()
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    following = (x.view(bits) + 1).view(dtype)
+    assert torch.equal(ulp(x), following.double() - x.double())
+    assert torch.equal(ulp(-x), ulp(x))
+
+
+def test_ulp_of_what_is_not_finite() -> None:
+    spacing = ulp(torch.tensor([math.inf, -math.inf, math.nan]))
+    assert spacing[:2].tolist() == [math.inf, math.inf]
+    assert spacing[2].isnan()
+
+
+@pytest.mark.parametrize("dtype", FORMATS[:3])
+def test_predicted_changes_are_those_of_the_addition(dtype: torch.dtype) -> None:
+    x = values_of_every_size(dtype)
+    # Halfway, just beside it, and quarters, which matter below a power of two.
+    for share in (0.24, 0.25, 0.26, 0.49, 0.5, 0.51, 1.0):
+        for sign in (-1, 1):
+            update = sign * share * ulp(x)
+            # Exact in float64: an independent rounding by the conversion itself.
+            changed = (x.double() + update).to(dtype) != x
+            assert torch.equal(changed_by_update_predicted(x, update), changed), share
+
+
+def test_predicted_changes_in_float64() -> None:
+    x = values_of_every_size(torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    for share in (0.3, 0.5, 0.7):
+        noise = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        update = (share + 0.1 * noise - 0.05) * ulp(x)
+        for signed in (update, -update):
+            assert torch.equal(changed_by_update_predicted(x, signed), x + signed != x)
+
+
+def test_share_changed_by_update() -> None:
+    x = torch.tensor([1.0, 1.5, 1.5, 0.0], dtype=torch.bfloat16)
+    update = torch.tensor([-0.002, -0.002, 0.004, 0.0])
+    # Half of the spacing is 2^-8 = 0.0039, a quarter of it, below 1, 0.00195.
+    assert share_changed_by_update_predicted(x, update) == 0.5
+
+
+def test_changes_that_cannot_be_predicted() -> None:
+    with pytest.raises(ValueError, match="shape of x"):
+        changed_by_update_predicted(torch.zeros(3), torch.zeros(2))
+    with pytest.raises(ValueError, match="at least one value"):
+        share_changed_by_update_predicted(torch.zeros(0), torch.zeros(0))
