@@ -39,6 +39,7 @@ $(READY): requirements.txt pyproject.toml .ci/prerequisites.py
 	@echo "Setting up $(VENV) (once; a few minutes)."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -r requirements.txt
+	@$(RUN) -m shared.kernels
 	@touch $@
 
 book: $(READY) ## render the executed notebooks to _build/html
@@ -55,7 +56,7 @@ unit: $(READY)
 	@$(RUN) -m pytest tests --ignore tests/test_pages.py -n 2 --dist worksteal
 
 notebooks: $(READY)
-	@$(RUN) -m pytest -p tests.figure_guard --nbval --nbval-current-env \
+	@$(RUN) -m pytest -p tests.figure_guard --nbval --nbval-kernel-name warm \
 	  --nbval-cell-timeout 120 --nbval-sanitize-with tests/nbval.cfg \
 	  -n 2 --dist loadscope $(CHAPTERS)
 

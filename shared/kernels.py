@@ -83,6 +83,8 @@ PRELOADED = (
     "scipy.stats",
     "scipy.optimize",
     "sklearn.datasets",
+    # What reads the rows of a sweep.
+    "nbformat",
 )
 """What the fork server imports.
 

@@ -151,9 +151,11 @@ def test_a_run_time_that_hardly_moved_is_kept(
     for stored, measured, expected in ((10, 12.0, 10), (10, 30.0, 30), (30, 9.0, 9)):
         notebook.cells[0].source = cost_line(notebook, stored)
         nbformat.write(notebook, path)
-        clock = iter((100.0, 100.0 + measured))
+        clock = iter((0.0, 100.0, 100.0 + measured))
         monkeypatch.setattr(notebooks.time, "perf_counter", lambda c=clock: next(c))
-        monkeypatch.setattr(notebooks.NotebookClient, "execute", lambda self: None)
+        monkeypatch.setattr(
+            notebooks.NotebookClient, "execute", lambda self: self.on_notebook_start()
+        )
         execute(path)
         saved = nbformat.read(path, as_version=4)
         assert f"run in {expected} s" in saved.cells[0].source

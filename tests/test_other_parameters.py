@@ -9,6 +9,7 @@ from pathlib import Path
 import papermill
 import pytest
 
+from shared.kernels import warm_kernel
 from shared.notebooks import CELL_SECONDS, CHAPTERS, chapter_paths
 from shared.sweep.grid import one_run, read_tables
 from shared.sweep.page import Parameter, load, parameters_of
@@ -29,6 +30,7 @@ def test_the_page_holds_for_other_parameters(path: Path, tmp_path: Path) -> None
         path,
         tmp_path / path.name,
         parameters=others,
+        kernel_name=warm_kernel(),
         cwd=CHAPTERS,
         execution_timeout=CELL_SECONDS,
         progress_bar=False,
