@@ -203,3 +203,62 @@ class SideBySide(nn.Module):
     def weights(self) -> list[nn.Parameter]:
         """Return the stacked weight matrices, input side first."""
         return [value for value in self.stacked.values() if value.dim() == 3]
+
+
+class InFixedOrder(nn.Module):
+    """A convolutional network that adds its products one by one, in one order.
+
+    Libraries add the products inside a layer in an order of their own, which depends on
+    the processor, and with it the last bits of a score. Where these bits are the
+    subject, every sum has to start at the bias and take one product after the other:
+    then a format rounds alike everywhere, and equal patches of an image have equal sums
+    to the last bit. It is slower than the layers themselves.
+    """
+
+    def __init__(self, network: nn.Sequential) -> None:
+        """Take over the layers of ``network``.
+
+        Args:
+            network: layers in order; `torch.nn.Conv2d` and `torch.nn.Linear` are
+                replaced, the others are called as they are.
+
+        Raises:
+            ValueError: if a convolution has a stride, a dilation, groups, or padding
+                that is named instead of counted.
+        """
+        super().__init__()
+        for layer in network:
+            if isinstance(layer, nn.Conv2d) and (
+                (layer.stride, layer.dilation, layer.groups) != ((1, 1), (1, 1), 1)
+                or isinstance(layer.padding, str)
+            ):
+                raise ValueError(f"network must have plain convolutions, not {layer}")
+        self.layers = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map inputs to what the network itself would give, up to round-off."""
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                patches = nn.functional.unfold(
+                    x, layer.kernel_size, padding=layer.padding
+                )
+                sums = _one_by_one(patches, layer.weight.flatten(1), layer.bias)
+                padding = torch.tensor(layer.padding)
+                kernel = torch.tensor(layer.kernel_size)
+                size = torch.tensor(x.shape[-2:]) + 2 * padding - kernel + 1
+                x = sums.unflatten(2, tuple(size.tolist()))
+            elif isinstance(layer, nn.Linear):
+                x = _one_by_one(x[..., None], layer.weight, layer.bias)[..., 0]
+            else:
+                x = layer(x)
+        return x
+
+
+def _one_by_one(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return ``weight @ x + bias`` for weight (outputs, terms), x (examples, terms, n)."""
+    out = weight.new_zeros(len(weight), 1) if bias is None else bias[:, None]
+    for term in range(weight.shape[1]):
+        out = out + weight[:, term, None] * x[:, term, None]
+    return out

@@ -10,6 +10,7 @@ from shared.models import (
     ACTIVATIONS,
     INITIALIZATIONS,
     DeepNetwork,
+    InFixedOrder,
     SideBySide,
     deep_network,
     initialize,
@@ -226,3 +227,68 @@ def test_side_by_side_refuses() -> None:
         SideBySide([])
     with pytest.raises(ValueError, match="no buffers"):
         SideBySide([nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))])
+
+
+# --------------------------------------------------------------------------------------
+# Sums in one order
+# --------------------------------------------------------------------------------------
+
+
+def convolutional(**options: object) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 3, (3, 2), **options),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 2, bias=False),
+        nn.Flatten(),
+        nn.LazyLinear(5),
+    ).double()
+
+
+@pytest.mark.parametrize("padding", [0, 1, (2, 0)])
+def test_in_fixed_order_is_the_network(padding: int | tuple[int, int]) -> None:
+    network = convolutional(padding=padding)
+    x = torch.randn(3, 2, 9, 8, dtype=torch.float64, generator=generator())
+    expected = network(x)
+    assert torch.allclose(InFixedOrder(network)(x), expected, rtol=0, atol=1e-14)
+
+
+def test_in_fixed_order_passes_gradients_on() -> None:
+    network = convolutional()
+    x = torch.randn(2, 2, 9, 8, dtype=torch.float64, generator=generator())
+    network(x)
+    x.requires_grad_()
+    expected = torch.autograd.grad(network(x).square().sum(), x)[0]
+    found = torch.autograd.grad(InFixedOrder(network)(x).square().sum(), x)[0]
+    assert torch.allclose(found, expected, rtol=0, atol=1e-13)
+
+
+def test_in_fixed_order_adds_from_the_first_term_to_the_last() -> None:
+    """In float32 the order shows: 1 + 2^-24 is 1, so small terms must come first."""
+    layer = nn.Linear(3, 1)
+    tiny = 2.0**-24
+    for terms, expected in (((tiny, tiny, 1.0), 1 + 2 * tiny), ((1, tiny, tiny), 1.0)):
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([terms]))
+            layer.bias.zero_()
+            ordered = InFixedOrder(nn.Sequential(layer))(torch.ones(1, 3))
+        assert ordered.item() == expected
+
+
+def test_equal_patches_have_equal_sums_to_the_last_bit() -> None:
+    layer = nn.Conv2d(1, 8, 3)
+    x = torch.randn(1, 1, 3, 5, generator=generator()).tile(1, 1, 4, 4)
+    with torch.no_grad():
+        sums = InFixedOrder(nn.Sequential(layer))(x)
+    assert torch.equal(sums[..., :5], sums[..., 5:10])
+    assert torch.equal(sums[:, :, :3], sums[:, :, 3:6])
+
+
+@pytest.mark.parametrize(
+    "option", [{"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding": "same"}]
+)
+def test_in_fixed_order_takes_plain_convolutions_only(option: dict) -> None:
+    layer = nn.Conv2d(2, 4, 3, **option)
+    with pytest.raises(ValueError, match="must have plain convolutions, not Conv2d"):
+        InFixedOrder(nn.Sequential(layer))
