@@ -1,6 +1,7 @@
 """What the book's pages need beyond Jupyter Book: a Sphinx extension.
 
 - ``{symptom-finder}`` draws the landing page's symptom finder from one table.
+- ``{claims-table}`` draws what became of each claim of the two articles.
 - Scripts are loaded by the pages that need them only, and tables can be read aloud.
 - A published book links to its source when ``BOOK_REPOSITORY`` names it.
 """
@@ -22,6 +23,9 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
+
+from shared.claims import ClaimsError, claims_markdown, judged_claims
+from shared.record import CLAIMS
 
 TABLE = "chapters/symptoms.toml"
 
@@ -264,12 +268,41 @@ class SymptomFinder(SphinxDirective):
             groups = read_symptoms(path, set(_chapter_slugs(self.env.found_docs)))
         except (SymptomTableError, OSError) as error:
             raise ExtensionError(str(error)) from None
-        text = finder_markdown(groups)
-        lines = StringList(text.splitlines(), source=str(path))
-        parent = nodes.section()
-        parent.document = self.state.document
-        self.state.nested_parse(lines, 0, parent, match_titles=True)
-        return parent.children
+        return _parsed(self, finder_markdown(groups), path)
+
+
+class ClaimsTable(SphinxDirective):
+    """``{claims-table}``: every claim of the articles with its verdict."""
+
+    has_content = False
+    option_spec: ClassVar[dict[str, Any]] = {}
+
+    def run(self) -> list[nodes.Node]:
+        """Parse the tables' markdown at this place.
+
+        Raises:
+            sphinx.errors.ExtensionError: if two chapters judge the same claim.
+        """
+        folder = Path(self.env.srcdir) / "chapters"
+        slugs = sorted(_chapter_slugs(self.env.found_docs))
+        paths = [folder / f"{slug}.ipynb" for slug in slugs]
+        notebooks = [path for path in paths if path.is_file()]
+        for path in (CLAIMS, *notebooks):
+            self.env.note_dependency(str(path))
+        try:
+            judged = judged_claims(notebooks)
+        except ClaimsError as error:
+            raise ExtensionError(str(error)) from None
+        return _parsed(self, claims_markdown(judged), CLAIMS)
+
+
+def _parsed(directive: SphinxDirective, text: str, source: Path) -> list[nodes.Node]:
+    """Return what markdown means at the place of a directive."""
+    lines = StringList(text.splitlines(), source=str(source))
+    parent = nodes.section()
+    parent.document = directive.state.document
+    directive.state.nested_parse(lines, 0, parent, match_titles=True)
+    return parent.children
 
 
 def _chapter_slugs(documents: Collection[str]) -> Iterator[str]:
@@ -367,6 +400,7 @@ def name_version(app: Sphinx, config: Config) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register everything with Sphinx."""
     app.add_directive("symptom-finder", SymptomFinder)
+    app.add_directive("claims-table", ClaimsTable)
     app.add_post_transform(TableCorners)
     app.add_post_transform(ReferenceList)
     app.connect("config-inited", choose_scripts)
