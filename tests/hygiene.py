@@ -601,6 +601,27 @@ def unlisted(
     return problems
 
 
+LOOK_ALIKES = re.compile(
+    r"^### Not to be confused with$(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL
+)
+
+
+def one_way_look_alikes(pages: Mapping[str, Page]) -> list[str]:
+    """Return the look-alikes that a chapter names and that do not name it in turn."""
+    named: dict[str, set[str]] = {}
+    for name, page in pages.items():
+        found = LOOK_ALIKES.search(page.text)
+        if found:
+            targets = re.findall(r"\{ref\}`(?:[^`<]*<)?([^`<>]+)>?`", found[1])
+            named[name.removeprefix("chapters/")] = {t.strip() for t in targets}
+    return [
+        f"{slug} names {other} as a look-alike, and {other} does not name {slug}"
+        for slug, others in named.items()
+        for other in sorted(others & set(named))
+        if slug not in named[other]
+    ]
+
+
 def repeated_labels(pages: Mapping[str, Page]) -> list[str]:
     """Return the labels that the pages define more than once."""
     counts = Counter(label for page in pages.values() for label in labels_of(page))
@@ -620,6 +641,7 @@ def book_problems(root: Path) -> list[str]:
     return [
         *unlisted(slugs, pages, symptom_chapters(root)),
         *repeated_labels(pages),
+        *one_way_look_alikes(pages),
         *(
             f"{name}: {problem}"
             for name, page in pages.items()

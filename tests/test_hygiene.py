@@ -407,6 +407,28 @@ def test_a_label_used_twice() -> None:
     assert hygiene.repeated_labels({"a": HOME, "b": OTHER}) == []
 
 
+def look_alikes(*names: str) -> hygiene.Page:
+    lines = "".join(f"- {{ref}}`{name}`: not this.\n" for name in names)
+    text = (
+        f"# A\n\n{{ref}}`c`\n\n### Not to be confused with\n\n{lines}\n### References\n"
+    )
+    return hygiene.Page(text + "{ref}`c`\n", ())
+
+
+def test_look_alikes_name_each_other() -> None:
+    pages = {
+        "chapters/a": look_alikes("b", "the other <c>"),
+        "chapters/b": look_alikes("a"),
+        "chapters/c": look_alikes("a", "some-label"),
+    }
+    assert hygiene.one_way_look_alikes(pages) == []
+    pages["chapters/b"] = look_alikes("c")
+    assert hygiene.one_way_look_alikes(pages) == [
+        "a names b as a look-alike, and b does not name a",
+        "b names c as a look-alike, and c does not name b",
+    ]
+
+
 def test_book_problems_names_the_page(tmp_path: Path) -> None:
     (tmp_path / "chapters").mkdir()
     (tmp_path / "_toc.yml").write_text("root: intro\nchapters:\n- file: chapters/a\n")
