@@ -257,7 +257,7 @@ class InFixedOrder(nn.Module):
 def _one_by_one(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """Return ``weight @ x + bias`` for weight (outputs, terms), x (examples, terms, n)."""
+    """Return ``weight @ x + bias``, shape (examples, outputs, n)."""
     out = weight.new_zeros(len(weight), 1) if bias is None else bias[:, None]
     for term in range(weight.shape[1]):
         out = out + weight[:, term, None] * x[:, term, None]
