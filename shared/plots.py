@@ -268,8 +268,46 @@ def middles_with_ranges(
     return _set_log(ax, log)
 
 
+def points(
+    ax: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    name: str,
+    log: str = "",
+    place: int = 0,
+) -> Axes:
+    """Draw many measurements as small markers, so pale that crowds look darker.
+
+    Args:
+        ax: where to draw.
+        x: horizontal positions.
+        y: values, same length as ``x``.
+        name: legend entry.
+        log: which axes are logarithmic: ``""``, ``"x"``, ``"y"`` or ``"xy"``.
+        place: place in the palette.
+    """
+    ax.plot(
+        np.asarray(x),
+        np.asarray(y),
+        color=PALETTE[place % len(PALETTE)],
+        linestyle="none",
+        marker=MARKERS[place % len(MARKERS)],
+        markersize=3.5,
+        alpha=0.5,
+        label=name,
+    )
+    return _set_log(ax, log)
+
+
 def outcome_map(
-    ax: Axes, x: ArrayLike, y: ArrayLike, outcome: ArrayLike, names: Sequence[str]
+    ax: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    outcome: ArrayLike,
+    names: Sequence[str],
+    *,
+    key: bool = True,
 ) -> Axes:
     """Draw which outcome each point of a grid ends in, one color per outcome.
 
@@ -279,6 +317,7 @@ def outcome_map(
         y: grid positions along the vertical axis, shape (rows,).
         outcome: place in ``names``, shape (rows, columns).
         names: what the outcomes are called, at most as many as the palette has.
+        key: show the names beside the panel; one of several panels is enough.
 
     Raises:
         ValueError: if there are more names than colors, or an outcome without a name.
@@ -293,8 +332,9 @@ def outcome_map(
         np.asarray(x), np.asarray(y), np.asarray(outcome), cmap=colors, norm=norm
     )
     mesh.set_rasterized(True)
-    bar = ax.figure.colorbar(mesh, ax=ax, ticks=np.arange(len(names)))
-    bar.ax.set_yticklabels(names, fontsize=9)
+    if key:
+        bar = ax.figure.colorbar(mesh, ax=ax, ticks=np.arange(len(names)))
+        bar.ax.set_yticklabels(names, fontsize=9)
     ax.grid(False)
     return ax
 

@@ -164,6 +164,15 @@ def test_middles_with_ranges(ax: Axes) -> None:
     assert ax.get_xscale() == "log"
 
 
+def test_points_are_drawn_without_a_line(ax: Axes) -> None:
+    plots.points(ax, X, Y, name="images", log="y", place=1)
+    (drawn,) = ax.lines
+    np.testing.assert_array_equal(drawn.get_data(), (X, Y))
+    assert (drawn.get_linestyle(), drawn.get_label()) == ("None", "images")
+    assert (drawn.get_color(), drawn.get_marker()) == (plots.PALETTE[1], "s")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+
+
 @pytest.mark.parametrize(("below", "above"), [(-0.1, 0.1), (0.1, -0.1)])
 def test_ranges_enclose_their_middle(below: float, above: float, ax: Axes) -> None:
     with pytest.raises(ValueError, match="must enclose"):
@@ -179,6 +188,12 @@ def test_outcome_map_gives_each_outcome_its_color(ax: Axes) -> None:
     assert drawn == [plots.PALETTE[place] for place in outcome.ravel()]
     bar = ax.figure.axes[1]
     assert [text.get_text() for text in bar.get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_outcome_map_shows_its_key_unless_told(ax: Axes) -> None:
+    outcome = [[0, 1], [1, 0]]
+    plots.outcome_map(ax, [0, 1], [0, 1], outcome, ["a", "b"], key=False)
+    assert len(ax.figure.axes) == 1
 
 
 def test_outcome_map_has_a_name_for_each_outcome(ax: Axes) -> None:
