@@ -138,6 +138,157 @@ def read_step(printed: str) -> int:
     return 0 if float(printed) > 1.95 else 1
 
 
+def shelf(x: torch.Tensor) -> torch.Tensor:
+    return x[0] ** 2 + x[1] ** 3
+
+
+def at_origin(f: Callable) -> Callable[[], Names]:
+    return lambda: {"f": f, "x": tensor(0.0, 0.0)}
+
+
+def read_curvature(printed: str) -> int:
+    lowest, highest = (float(word) for word in printed.split())
+    if abs(lowest) <= 1e-6 * abs(highest):
+        return 2
+    return 0 if lowest < 0 else 1
+
+
+def attacked(measure: Callable) -> Callable[[], Names]:
+    """Attack a linear classifier of four pixels; ``measure`` compares its scores."""
+    weight = tensor(1, 2, 3, 4, 4, 3, 2, 1).reshape(2, 4)
+    image = tensor(0.1, 0.9, 0.3, 0.5)
+
+    def of_change(change: torch.Tensor) -> torch.Tensor:
+        return measure(weight @ (image + change), weight @ image)
+
+    return lambda: {"image": image, "measure": of_change}
+
+
+def score_distance(scores: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    return ((scores - clean) ** 2).sum()
+
+
+def own_loss(scores: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(scores[None], clean.argmax()[None])
+
+
+def rounded_loss(scores: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    return own_loss(scores.round(), clean)
+
+
+def read_start(printed: str) -> int:
+    clean, beside = (float(word) for word in printed.split())
+    if beside == 0:
+        return 2
+    return 0 if clean <= 1e-6 * beside else 1
+
+
+# Losses that are flat where the answer is wrong
+
+SURE = tensor(40.0, 41.0, -40.0)
+UNSURE = tensor(0.3, -0.2, 0.1)
+LABELS = tensor(0.0, 0.0, 0.0)
+
+
+def with_sigmoid(loss: Callable) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda scores: loss(torch.sigmoid(scores), LABELS)
+
+
+def naive_cross_entropy(scores: torch.Tensor) -> torch.Tensor:
+    return -torch.log(1 - torch.sigmoid(scores)).mean()
+
+
+def on_scores(scores: torch.Tensor) -> torch.Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(scores, LABELS)
+
+
+def answers(scores: torch.Tensor, loss_of: Callable) -> Callable[[], Names]:
+    names = {"scores": scores, "y": LABELS, "loss_of": loss_of}
+    return lambda: names | {"loss": loss_of(scores)}
+
+
+def read_gradient_per_error(printed: str) -> int:
+    ratio = float(printed)
+    if not math.isfinite(ratio):
+        return 1
+    return 0 if ratio < 0.1 else 2
+
+
+def read_ceiling(printed: str) -> int:
+    wrong, loss = (float(word) for word in printed.split())
+    if wrong == 0:
+        return 2
+    ceilings = (1.0, 15.942, 16.118, 27.631, 100.0)
+    return 0 if any(math.isclose(loss, c, rel_tol=1e-3) for c in ceilings) else 1
+
+
+def read_certain(printed: str) -> int:
+    certain, finite = (word == "True" for word in printed.split())
+    if not finite:
+        return 2
+    return 0 if certain else 1
+
+
+def clamped(scores: torch.Tensor) -> torch.Tensor:
+    p = torch.sigmoid(scores.float()).clamp(1e-7, 1 - 1e-7)
+    return -torch.log(1 - p).mean()
+
+
+def from_far(f: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Names]:
+    names = {"f": f, "goal": tensor(2.0, 2.0), "direction": tensor(0.6, 0.8)}
+    return lambda: names
+
+
+def welsch(x: torch.Tensor) -> torch.Tensor:
+    return (1 - torch.exp(-((x - 2) ** 2))).sum()
+
+
+def read_distances(printed: str) -> int:
+    slopes = [float(line.split()[1]) for line in printed.splitlines()]
+    return 0 if slopes[-1] < 0.1 * max(slopes) else 1
+
+
+def one_number(
+    f: Callable, x: float, gradient: float, dtype: torch.dtype = torch.float64
+) -> Callable[[], Names]:
+    number = torch.tensor(x, dtype=dtype)
+    return lambda: {"f": f, "x": number, "epsilon": 1e-7, "gradient": gradient}
+
+
+def composed_cross_entropy(x: torch.Tensor) -> torch.Tensor:
+    return -torch.log(1 - 1 / (1 + torch.exp(-x)))
+
+
+def read_step_lost(printed: str) -> int:
+    lost, change = printed.split()
+    if float(change) == 0:
+        return 2
+    return 0 if lost == "True" else 1
+
+
+def read_slopes(printed: str) -> int:
+    lines = [[float(word) for word in line.split()] for line in printed.splitlines()]
+    slopes = [line[1:] for line in lines]
+    size = max(map(abs, slopes[1]))
+    if all(abs(ahead - behind) > 0.1 * size for ahead, behind, _ in slopes[:3]):
+        return 1
+    _, near, nearer, lost = slopes
+    assert math.isclose(near[0], near[1], rel_tol=1e-3)
+    assert math.isclose(nearer[0], nearer[1], rel_tol=1e-3)
+    assert lost[0] != nearer[0]
+    return 0 if math.isclose(near[0], near[2], rel_tol=1e-3) else 2
+
+
+def checked(f: Callable, dtype: torch.dtype = torch.float64) -> Callable[[], Names]:
+    return lambda: {"f": f, "x": torch.tensor([0.0, 0.5, 1.0], dtype=dtype)}
+
+
+def read_checks(printed: str) -> int:
+    return {"True True": 0, "False True": 1, "False False": 2}[
+        " ".join(printed.split())
+    ]
+
+
 # --------------------------------------------------------------------------------------
 # You train a network
 # --------------------------------------------------------------------------------------
@@ -237,7 +388,108 @@ def read_norms(printed: str) -> int:
     return 0 if double > 0 else 1
 
 
+def linear_network(scale: float, target: float = 1.0) -> Callable[[], Names]:
+    """Train a linear network of two layers on one number, by full-batch descent."""
+    weights = scale * tensor(1.0, 0.7)
+
+    def step() -> float:
+        nonlocal weights
+        first, second = weights
+        gradient = (first * second - target) * torch.stack((second, first))
+        weights = weights - 0.1 * gradient
+        return gradient.norm().item()
+
+    return lambda: {"step": step}
+
+
+def read_growth(printed: str) -> int:
+    low, high = (float(word) for word in printed.split())
+    if math.isnan(low) or (abs(low - 1) < 1e-6 and abs(high - 1) < 1e-6):
+        return 2
+    assert (low > 1) == (high > 1)
+    return 0 if low > 1 else 1
+
+
+def scores_of_one_image(dtype: torch.dtype, margin: float) -> Callable[[], Names]:
+    """One image of a large batch; float16 holds its scores, float32 the loss."""
+
+    def names() -> Names:
+        x = torch.tensor([[margin, 0.0, 0.0]], dtype=dtype, requires_grad=True)
+        target = torch.tensor([0])
+        return {"x": x, "loss": nn.functional.cross_entropy(x.float(), target) / 500}
+
+    return names
+
+
+def read_zero_shares(printed: str) -> int:
+    plain, scaled = (float(word) for word in printed.split())
+    if scaled < plain - 0.1:
+        return 0
+    return 1 if plain > 0.1 else 2
+
+
+def about_to_step(
+    dtype: torch.dtype, learning_rate: float, scale: float = 1.0
+) -> Callable[[], Names]:
+    def names() -> Names:
+        model = network(1, "relu", "default")
+        (scale * trained(model)["loss"]).backward()
+        w = model.weights()[-1].detach().to(dtype).requires_grad_()
+        w.grad = model.weights()[-1].grad.to(dtype)
+        return {"w": w, "learning_rate": learning_rate}
+
+    return names
+
+
+def read_moved(printed: str) -> int:
+    moved, arrived = (float(word) for word in printed.split())
+    if arrived == 0:
+        return 2
+    return 0 if moved < 0.5 * arrived else 1
+
+
+def one_step(constant: float, learning_rate: float) -> Callable[[], Names]:
+    def names() -> Names:
+        model = network(1, "relu", "default")
+        loss = trained(model)["loss"] + constant
+        loss.backward()
+        before = model.weights()[0].detach().clone()
+        after = before - learning_rate * model.weights()[0].grad
+        return {"before": before, "after": after, "loss": loss}
+
+    return names
+
+
+def read_printed_loss(printed: str) -> int:
+    moves, spacing = printed.split()
+    if moves == "False":
+        return 2
+    return 0 if float(spacing) > 0.001 else 1
+
+
 CASES = {
+    "zero-gradient-in-half-precision": Case(
+        read_zero_shares,
+        (
+            (scores_of_one_image(torch.float16, 14.0), 0),
+            (scores_of_one_image(torch.float32, 200.0), 1),
+            (scores_of_one_image(torch.float32, 14.0), 2),
+            (scores_of_one_image(torch.float16, 2.0), 2),
+        ),
+    ),
+    "weights-keep-their-value": Case(
+        read_moved,
+        (
+            (about_to_step(torch.bfloat16, 1e-3), 0),
+            (about_to_step(torch.float32, 1e-9), 0),
+            (about_to_step(torch.float32, 0.1), 1),
+            (about_to_step(torch.float32, 0.1, scale=0.0), 2),
+        ),
+    ),
+    "loss-prints-one-value": Case(
+        read_printed_loss,
+        ((one_step(1e8, 0.1), 0), (one_step(0.0, 0.1), 1), (one_step(1e8, 0.0), 2)),
+    ),
     "gradient-close-to-zero": Case(
         read_radii,
         (
@@ -266,6 +518,86 @@ CASES = {
             (stepping(1.1, dimensions=3), 0),
             (stepping(0.9), 1),
             (stepping(0.1, dimensions=3), 1),
+        ),
+    ),
+    "zero-gradient-which-kind": Case(
+        read_curvature,
+        (
+            (at_origin(saddle), 0),
+            (lambda: {"f": parabola, "x": tensor(2.0, 2.0)}, 1),
+            (at_origin(shelf), 2),
+        ),
+    ),
+    "attack-returns-its-start": Case(
+        read_start,
+        (
+            (attacked(score_distance), 0),
+            (attacked(own_loss), 1),
+            (attacked(rounded_loss), 2),
+        ),
+    ),
+    "flat-then-drops": Case(
+        read_growth,
+        (
+            (linear_network(1e-9), 0),
+            (linear_network(0.8), 1),
+            (linear_network(0.0), 2),
+        ),
+    ),
+    "wrong-answer-tiny-gradient": Case(
+        read_gradient_per_error,
+        (
+            (answers(SURE, with_sigmoid(nn.functional.mse_loss)), 0),
+            (answers(SURE, with_sigmoid(nn.functional.binary_cross_entropy)), 0),
+            (answers(SURE, naive_cross_entropy), 1),
+            (answers(SURE, on_scores), 2),
+            (answers(UNSURE, with_sigmoid(nn.functional.mse_loss)), 2),
+        ),
+    ),
+    "loss-stands-at-100": Case(
+        read_ceiling,
+        (
+            (answers(SURE, with_sigmoid(nn.functional.mse_loss)), 0),
+            (answers(SURE, with_sigmoid(nn.functional.binary_cross_entropy)), 0),
+            (answers(SURE, clamped), 0),
+            (answers(SURE, on_scores), 1),
+            (answers(UNSURE, with_sigmoid(nn.functional.mse_loss)), 1),
+            (answers(-SURE.abs(), on_scores), 2),
+        ),
+    ),
+    "nan-when-certain": Case(
+        read_certain,
+        (
+            (answers(SURE, naive_cross_entropy), 0),
+            (answers(UNSURE, naive_cross_entropy), 1),
+            (answers(SURE * math.nan, naive_cross_entropy), 2),
+        ),
+    ),
+    "moves-only-when-close": Case(
+        read_distances, ((from_far(welsch), 0), (from_far(parabola), 1))
+    ),
+    "numerical-gradient-is-zero": Case(
+        read_step_lost,
+        (
+            (one_number(parabola, 5.0, 6.0, torch.float32), 0),
+            (one_number(composed_cross_entropy, 30.0, 1.0), 1),
+            (one_number(torch.relu, -1.0, 0.0), 2),
+        ),
+    ),
+    "autograd-and-differences-disagree": Case(
+        read_slopes,
+        (
+            (one_number(parabola, 5.0, 6.0), 0),
+            (one_number(torch.abs, 0.0, 0.0), 1),
+            (one_number(parabola, 5.0, 3.0), 2),
+        ),
+    ),
+    "gradcheck-fails": Case(
+        read_checks,
+        (
+            (checked(torch.tanh, torch.float32), 0),
+            (checked(torch.relu), 1),
+            (checked(lambda x: x.detach() * x), 2),
         ),
     ),
     "first-layers-do-not-change": Case(
