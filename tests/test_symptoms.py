@@ -22,6 +22,7 @@ from shared import notebooks, objectives, pages
 from shared.data import digits
 from shared.models import DeepNetwork, deep_network
 from shared.reproducible import reproducible
+from shared.trained import trained as trained_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 SLUGS = [path.stem for path in notebooks.chapter_paths()]
@@ -289,6 +290,176 @@ def read_checks(printed: str) -> int:
     ]
 
 
+# An input that is optimized in a box
+
+
+def ended(f: Callable, x: float, goal: float, best: float = 0.0) -> Callable[[], Names]:
+    """End at ``x`` in the box [0, 1]; the goal is a value of at least ``goal``."""
+
+    def names() -> Names:
+        end = tensor(x).requires_grad_()
+        (g,) = torch.autograd.grad(f(end), end, allow_unused=True)
+        names = {"f": f, "x": end.detach(), "g": g, "best": best}
+        return names | {"low": 0, "high": 1, "reached": lambda x: x.item() >= goal}
+
+    return names
+
+
+def two_valleys(x: torch.Tensor) -> torch.Tensor:
+    return (x * (1 - x) + 0.1 * (1 - x)).sum()
+
+
+def far_off(x: torch.Tensor) -> torch.Tensor:
+    return (1 - torch.sigmoid(1000 * (x - 1))).sum()
+
+
+def read_questions(printed: str) -> int:
+    left, reached, above = printed.split()
+    if float(left) > 1e-6:
+        return 3
+    if reached == "False":
+        return 0
+    return 1 if float(above) < 1e-6 else 2
+
+
+SLOPE = tensor(3.0).requires_grad_()
+
+
+def moved_by_hand(f: Callable) -> Callable[[], Names]:
+    return lambda: {"f": f, "x": tensor(0.4).requires_grad_(), "size": 1.0}
+
+
+def staircase(x: torch.Tensor) -> torch.Tensor:
+    return parabola((4 * x).round())
+
+
+def read_hand(printed: str) -> int:
+    gradient, change = printed.split()
+    if gradient == "None":
+        return 1
+    if float(gradient) > 0:
+        return 3
+    return 2 if float(change) == 0 else 0
+
+
+def pixels(
+    values: tuple[float, ...],
+    to_pixels: Callable[[torch.Tensor], torch.Tensor],
+    seen: slice = slice(None),
+) -> Callable[[], Names]:
+    """Compare the pixels that a model sees with a gray level that none of them has."""
+    return lambda: {
+        "w": tensor(*values).requires_grad_(),
+        "to_pixels": to_pixels,
+        "loss_of": lambda x: ((x[seen] - 0.55) ** 2).sum(),
+    }
+
+
+def read_shares_of_zeros(printed: str) -> int:
+    at_variable, at_pixel = (float(word) for word in printed.split())
+    if at_variable > at_pixel + 0.1:
+        return 0
+    return 1 if at_pixel > 0.1 else 2
+
+
+def read_weakening(printed: str) -> int:
+    return 0 if float(printed) < 0.1 else 1
+
+
+def in_a_box(steps: int) -> Callable[[], Names]:
+    """Descend toward a goal outside of [0, 1] and project after each step."""
+
+    def names() -> Names:
+        goal = tensor(-3.0, 0.4, 9.0)
+        x = torch.full_like(goal, 0.5).requires_grad_()
+        for _ in range(steps):
+            x.grad = None
+            ((x - goal) ** 2).sum().backward()
+            with torch.no_grad():
+                x -= 0.01 * x.grad
+                x.clamp_(0, 1)
+        x.grad = None
+        ((x - goal) ** 2).sum().backward()
+        return {"x": x, "low": 0, "high": 1}
+
+    return names
+
+
+def read_box(printed: str) -> int:
+    whole, projected = (float(word) for word in printed.split())
+    assert whole > 1, "not a gradient that stays large"
+    return 0 if projected < 1e-3 * whole else 1
+
+
+def kept_digits(scale: float, rounds: bool = False) -> tuple[Callable, torch.Tensor]:
+    """Return a kept classifier, its scores times ``scale``, and images to attack."""
+    network = trained_digits("kinked", 0)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return scale * network((16 * x).round() / 16 if rounds else x)
+
+    return model, digits().test_inputs[:100]
+
+
+def scored_digits(scale: float, rounds: bool = False) -> Callable[[], Names]:
+    def names() -> Names:
+        model, x = kept_digits(scale, rounds)
+        x.requires_grad_()
+        scores, labels = model(x), digits().test_targets[:100]
+        nn.functional.cross_entropy(scores, labels, reduction="sum").backward()
+        return {"x": x, "scores": scores, "radius": 0.15, "learning_rate": 1.0}
+
+    return names
+
+
+def margin_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    own = scores.gather(1, labels[:, None]).squeeze(1)
+    rival = scores.scatter(1, labels[:, None], -math.inf).amax(1)
+    return (rival - own).sum()
+
+
+def climbing_margin() -> Names:
+    names = scored_digits(1.0)()
+    x = names["x"].detach().requires_grad_()
+    margin_loss(kept_digits(1.0)[0](x), digits().test_targets[:100]).backward()
+    return names | {"x": x}
+
+
+def sign_attack(scale: float, radius: float) -> Callable[[], Names]:
+    model, original = kept_digits(scale)
+    labels = digits().test_targets[:100]
+
+    def attack(loss: Callable) -> torch.Tensor:
+        x = original
+        for _ in range(5):
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(model(x), labels), x)
+            x = x.detach() + radius / 3 * gradient.sign()
+            x = x.clamp(original - radius, original + radius).clamp(0, 1)
+        return x
+
+    names = {"model": model, "labels": labels, "margin_loss": margin_loss}
+    return lambda: names | {"attack": attack}
+
+
+def read_gap(printed: str) -> int:
+    gap, share = (float(word) for word in printed.split())
+    if share == 0:
+        return 2
+    return 0 if gap > 90 else 1
+
+
+def read_small_steps(printed: str) -> int:
+    return 0 if float(printed) > 0.5 else 1
+
+
+def read_two_losses(printed: str) -> int:
+    first, second = (float(word) for word in printed.split())
+    if second > first + 0.2:
+        return 0
+    return 1 if second < 0.3 else 2
+
+
 # --------------------------------------------------------------------------------------
 # You train a network
 # --------------------------------------------------------------------------------------
@@ -467,6 +638,77 @@ def read_printed_loss(printed: str) -> int:
     return 0 if float(spacing) > 0.001 else 1
 
 
+def with_optimizer(**settings: float) -> tuple[Names, torch.optim.Optimizer]:
+    names = trained(network(1, "relu", "he"))
+    return names, torch.optim.SGD(names["model"].parameters(), lr=0.1, **settings)
+
+
+def erased() -> Names:
+    names, optimizer = with_optimizer()
+    return names | {"between": optimizer.zero_grad}
+
+
+def cut_between() -> Names:
+    """The loss depends on a number of its own, not on the network."""
+    names, _ = with_optimizer()
+    own = torch.ones((), requires_grad=True)
+    return names | {"loss": own * names["loss"].detach(), "between": lambda: None}
+
+
+def arrives() -> Names:
+    names, _ = with_optimizer()
+    return names | {"between": lambda: None}
+
+
+def read_two_counts(printed: str) -> int:
+    first, second = map(int, printed.split())
+    if first == 0:
+        return 1
+    return 2 if first == second else 0
+
+
+def looping(order: str, *, set_to_none: bool = True) -> Callable[[], Names]:
+    """A loop of zero_grad (Z), backward (B) and step (S) with weight decay."""
+
+    def names() -> Names:
+        names, optimizer = with_optimizer(weight_decay=0.1)
+        model, inputs = names["model"], names["inputs"]
+        targets = digits().train_targets[:BATCH]
+
+        def train() -> None:
+            for operation in order * 100:
+                if operation == "Z":
+                    optimizer.zero_grad(set_to_none=set_to_none)
+                elif operation == "S":
+                    optimizer.step()
+                else:
+                    nn.functional.cross_entropy(model(inputs), targets).backward()
+
+        return names | {"train": train}
+
+    return names
+
+
+def read_shrinking(printed: str) -> int:
+    cosine, norm = map(float, printed.split())
+    if cosine < 0.9999:
+        return 2
+    assert cosine > 0.99999, "neither of the answers"
+    return 0 if norm < 0.99 else 1
+
+
+def stepped_in_between() -> Names:
+    names, optimizer = with_optimizer()
+    names["loss"].backward()
+    return names | {"between": optimizer.step}
+
+
+def activation_in_between() -> Names:
+    names, _ = with_optimizer()
+    activation = names["model"].blocks(names["inputs"])
+    return names | {"between": lambda: activation.add_(1)}
+
+
 CASES = {
     "zero-gradient-in-half-precision": Case(
         read_zero_shares,
@@ -600,6 +842,67 @@ CASES = {
             (checked(lambda x: x.detach() * x), 2),
         ),
     ),
+    "goal-missed-at-zero-gradient": Case(
+        read_questions,
+        (
+            (ended(far_off, 0.2, goal=0.5), 0),
+            (ended(two_valleys, 1.0, goal=0.5), 1),
+            (ended(two_valleys, 0.0, goal=0.0), 2),
+            (ended(two_valleys, 0.8, goal=0.5), 3),
+        ),
+    ),
+    "zero-gradient-but-loss-moves": Case(
+        read_hand,
+        (
+            (moved_by_hand(staircase), 0),
+            (moved_by_hand(lambda x: (SLOPE * x.detach()).sum()), 1),
+            (moved_by_hand(lambda x: (0 * x).sum()), 2),
+            (moved_by_hand(parabola), 3),
+        ),
+    ),
+    "pixels-do-not-change": Case(
+        read_shares_of_zeros,
+        (
+            (pixels((-0.1, -0.2, 0.5, 1.2), lambda w: w.clamp(0, 1)), 0),
+            (pixels((0.1, 0.2, 0.5), lambda w: (255 * w).round() / 255), 0),
+            (pixels((-torch.inf, 0.0, torch.inf), torch.sigmoid), 0),
+            (pixels((0.1, 0.2, 0.3, 0.4), lambda w: w, slice(1)), 1),
+            (pixels((0.1, 0.2, 0.3, 0.4), lambda w: w), 2),
+            (pixels((-4.0, 0.0, 4.0), torch.sigmoid), 2),
+        ),
+    ),
+    "image-barely-changes": Case(
+        read_weakening,
+        (
+            (pixels((20.0, 80.0, 240.0), lambda w: w / 255), 0),
+            (pixels((-4.6, -5.0, 4.6), torch.sigmoid), 0),
+            (pixels((-1.0, 0.0, 1.0), torch.sigmoid), 1),
+            (pixels((0.1, 0.2, 0.3), lambda w: w), 1),
+        ),
+    ),
+    "gradient-stays-large-in-a-box": Case(
+        read_box, ((in_a_box(500), 0), (in_a_box(3), 1))
+    ),
+    "input-gradient-zero-when-right": Case(
+        read_gap,
+        (
+            (scored_digits(20.0), 0),
+            (scored_digits(1.0, rounds=True), 1),
+            (scored_digits(1.0), 2),
+        ),
+    ),
+    "sign-steps-work-gradient-steps-do-not": Case(
+        read_small_steps,
+        ((scored_digits(1.0), 0), (scored_digits(20.0), 0), (climbing_margin, 1)),
+    ),
+    "attack-fails-is-it-robust": Case(
+        read_two_losses,
+        (
+            (sign_attack(20.0, 0.15), 0),
+            (sign_attack(1.0, 0.02), 1),
+            (sign_attack(1.0, 0.15), 2),
+        ),
+    ),
     "first-layers-do-not-change": Case(
         read_layers,
         ((sigmoids(8), 0), (switched_off, 1), (cut_off, 2), (healthy, 3)),
@@ -617,6 +920,22 @@ CASES = {
             (first_weight(network(60, "sigmoid", "default")), 1),
             (first_weight(network(8, "relu", "he")), 2),
         ),
+    ),
+    "step-changes-nothing": Case(
+        read_two_counts, ((erased, 0), (cut_between, 1), (arrives, 2))
+    ),
+    "weights-only-shrink": Case(
+        read_shrinking,
+        (
+            (looping("BZS", set_to_none=False), 0),
+            (looping("BZS"), 1),
+            (looping("BSZ"), 2),
+            (looping("BSZ", set_to_none=False), 2),
+        ),
+    ),
+    "modified-by-an-inplace-operation": Case(
+        lambda printed: 1 if printed == "True\n" else 0,
+        ((stepped_in_between, 0), (activation_in_between, 1)),
     ),
 }
 
