@@ -649,7 +649,7 @@ def erased() -> Names:
 
 
 def cut_between() -> Names:
-    """The loss depends on a number of its own, not on the network."""
+    """Let the loss depend on a number of its own, not on the network."""
     names, _ = with_optimizer()
     own = torch.ones((), requires_grad=True)
     return names | {"loss": own * names["loss"].detach(), "between": lambda: None}
@@ -668,7 +668,7 @@ def read_two_counts(printed: str) -> int:
 
 
 def looping(order: str, *, set_to_none: bool = True) -> Callable[[], Names]:
-    """A loop of zero_grad (Z), backward (B) and step (S) with weight decay."""
+    """Loop over zero_grad (Z), backward (B) and step (S), with weight decay."""
 
     def names() -> Names:
         names, optimizer = with_optimizer(weight_decay=0.1)
