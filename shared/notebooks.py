@@ -18,6 +18,7 @@ from nbformat import NotebookNode, v4
 
 from shared import skeleton
 from shared.kernels import warm_kernel
+from shared.sweep.page import tags
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "chapters"
@@ -66,6 +67,9 @@ CELL_SECONDS = 120
 WORDS_A_MINUTE = 200
 CODE_LINES_A_MINUTE = 15
 
+FOLDED = {"hide-input", "hide-cell"}
+"""Tags of cells whose code the reader has to unfold."""
+
 COST = re.compile(r"^- \*\*Cost\.\*\*.*$", re.MULTILINE)
 """The card's line that `execute` writes."""
 
@@ -110,13 +114,16 @@ def changed_slugs() -> list[str]:
 
 
 def reading_minutes(notebook: NotebookNode) -> int:
-    """Return the time to read a notebook, from its words and its lines of code."""
+    """Return the time to read a notebook, from its words and its lines of code.
+
+    Code that the page shows folded does not count: nobody has to read it.
+    """
     words = lines = 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             # Without its own result, which would change the count it is made from.
             words += len(COST.sub("", cell.source).split())
-        elif cell.cell_type == "code":
+        elif cell.cell_type == "code" and not FOLDED & set(tags(cell)):
             lines += len(cell.source.splitlines())
     return max(1, round(words / WORDS_A_MINUTE + lines / CODE_LINES_A_MINUTE))
 

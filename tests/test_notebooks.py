@@ -167,6 +167,8 @@ def test_cost_line_counts() -> None:
     notebook = v4.new_notebook(cells=[words, code, v4.new_code_cell(code.source)])
     # 1000 words at 200 a minute, 90 lines at 15 a minute.
     assert reading_minutes(notebook) == 5 + 6
+    folded = v4.new_code_cell(code.source, metadata={"tags": ["hide-input"]})
+    assert reading_minutes(v4.new_notebook(cells=[words, code, code, folded])) == 11
     line = cost_line(notebook, 3.4)
     # The line does not count itself.
     words.source += "\n" + "\n".join([line] * 20)
