@@ -194,6 +194,7 @@ def shares_with_intervals(
     trials: Sequence[int],
     *,
     name: str,
+    line: bool = True,
     place: int = 0,
 ) -> Axes:
     """Draw shares with their 95 % Wilson intervals.
@@ -204,6 +205,7 @@ def shares_with_intervals(
         successes: how often it happened, one count per position.
         trials: out of how many, one count per position.
         name: legend entry.
+        line: join the shares by a line.
         place: place in the palette.
 
     Raises:
@@ -219,7 +221,9 @@ def shares_with_intervals(
         # Round-off can put an end of the interval on the wrong side of 0 % or 100 %.
         low.append(min(interval.low, share))
         high.append(max(interval.high, share))
-    return middles_with_ranges(ax, x, shares, low, high, name=name, place=place)
+    return middles_with_ranges(
+        ax, x, shares, low, high, name=name, line=line, place=place
+    )
 
 
 def middles_with_ranges(

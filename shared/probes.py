@@ -4,7 +4,7 @@ All norms are computed in float64: the float32 norm of a gradient reads exactly 
 its entries fall below about 2e-23, because their squares underflow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -110,6 +110,55 @@ def projected_gradient(
         raise ValueError(f"x must be in the box [{lower}, {upper}]")
     blocked = ((x == lower) & (gradient > 0)) | ((x == upper) & (gradient < 0))
     return torch.where(blocked, torch.zeros_like(gradient), gradient)
+
+
+def largest_curvature(
+    losses: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    free: torch.Tensor | None = None,
+    rounds: int = 50,
+) -> torch.Tensor:
+    """Return, row by row, the eigenvalue of the Hessian that is largest in size.
+
+    Power iteration on products of the Hessian with a vector, each of them the gradient
+    of a directional derivative (Pearlmutter 1994). Two eigenvalues of opposite sign
+    and nearly equal size need more rounds.
+
+    Args:
+        losses: maps (rows, columns) to one loss a row, which no other row influences.
+        x: where, shape (rows, columns), in a floating type.
+        free: True where a coordinate can move, same shape; the others count as fixed.
+            None lets all of them move.
+        rounds: number of products, at least 1.
+
+    Returns:
+        One curvature a row, 0 for a row that cannot move.
+
+    Raises:
+        ValueError: if the shapes differ or ``rounds`` is below 1.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, not {rounds}")
+    if free is None:
+        free = torch.ones_like(x, dtype=torch.bool)
+    if free.shape != x.shape:
+        raise ValueError(
+            f"free must have the shape of x, {tuple(x.shape)}, not {tuple(free.shape)}"
+        )
+    # Random, so that it is not perpendicular to the direction that is looked for.
+    generator = torch.Generator().manual_seed(0)
+    along = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * free
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(losses(x).sum(), x, create_graph=True)
+    for _ in range(rounds):
+        # A row without curvature has no direction, and stays zero.
+        tiny = torch.finfo(x.dtype).tiny
+        along = along / along.norm(dim=1, keepdim=True).clamp(min=tiny)
+        slope = (gradient * along).sum()
+        (turned,) = torch.autograd.grad(slope, x, retain_graph=True)
+        turned = turned * free
+        curvature, along = (turned * along).sum(1), turned
+    return curvature
 
 
 def ulp(x: torch.Tensor) -> torch.Tensor:

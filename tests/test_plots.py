@@ -152,6 +152,13 @@ def test_shares_have_wilson_intervals(ax: Axes) -> None:
         assert high == pytest.approx(center + half, abs=1e-9)
 
 
+def test_shares_are_joined_by_a_line_unless_told(ax: Axes) -> None:
+    plots.shares_with_intervals(ax, [1, 2], [1, 2], [3, 3], name="in order")
+    plots.shares_with_intervals(ax, [1, 2], [1, 2], [3, 3], name="loose", line=False)
+    styles = [drawn.lines[0].get_linestyle() for drawn in ax.containers]
+    assert styles == ["-", "None"]
+
+
 def test_shares_need_a_count_of_trials_each(ax: Axes) -> None:
     with pytest.raises(ValueError, match="shorter"):
         plots.shares_with_intervals(ax, range(2), [1, 2], [3], name="stuck")

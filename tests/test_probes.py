@@ -10,6 +10,7 @@ from torch import nn
 from shared.probes import (
     changed_by_update_predicted,
     gradient_norms,
+    largest_curvature,
     projected_gradient,
     ratio_per_layer,
     saturated_share,
@@ -138,6 +139,46 @@ def test_projected_gradient_refuses(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         projected_gradient(x, gradient, 0, 1)
+
+
+def wavy(x: torch.Tensor) -> torch.Tensor:
+    """Return one loss a row, of no simple Hessian."""
+    return (x.sin() * x.roll(1, -1)).sum(-1) + 0.3 * x.pow(4).sum(-1)
+
+
+def test_largest_curvature_is_that_of_the_hessian() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(5, 6, dtype=torch.float64, generator=generator)
+    free = torch.rand(5, 6, generator=generator) < 0.7
+    measured = largest_curvature(wavy, x, free, rounds=400)
+    for row, can_move, value in zip(x, free, measured, strict=True):
+        hessian = torch.autograd.functional.hessian(wavy, row)
+        values = torch.linalg.eigvalsh(hessian[can_move][:, can_move])
+        expected = values[values.abs().argmax()]
+        assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_largest_curvature_keeps_the_sign() -> None:
+    # Started at a corner of the eigenbasis, power iteration would never leave it.
+    scales = torch.tensor([[-5.0, 1.0], [3.0, -1.0]], dtype=torch.float64)
+    ones = torch.ones(2, 2, dtype=torch.float64)
+    curvature = largest_curvature(lambda x: (scales * x**2 / 2).sum(1), ones)
+    np.testing.assert_allclose(curvature, [-5, 3], rtol=1e-12)
+
+
+def test_largest_curvature_of_a_row_that_cannot_move() -> None:
+    x = torch.ones(2, 3)
+    free = torch.tensor([[True] * 3, [False] * 3])
+    curvature = largest_curvature(lambda x: (x**2).sum(1), x, free)
+    np.testing.assert_allclose(curvature, [2, 0], rtol=1e-6)
+
+
+def test_largest_curvature_refuses() -> None:
+    x = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"shape of x, \(2, 3\), not \(3,\)"):
+        largest_curvature(wavy, x, torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="rounds must be at least 1, not 0"):
+        largest_curvature(wavy, x, rounds=0)
 
 
 FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
