@@ -358,7 +358,7 @@ def tracked_files() -> list[Path]:
     if listed.returncode:
         pytest.skip("not a git checkout")
     paths = [ROOT / name for name in listed.stdout.split("\0") if name]
-    binary = {".woff", ".png", ".ico"}
+    binary = {".woff", ".png", ".ico", ".npz"}
     return [path for path in paths if path.suffix not in binary and path.is_file()]
 
 
