@@ -4,6 +4,7 @@
 BROWSER_REQUIRED=1 in the environment, as CI has it, they fail.
 """
 
+import contextlib
 import functools
 import os
 import shutil
@@ -17,6 +18,7 @@ import nbformat
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import TimeoutError as GaveUp
 
 from shared import pages as book_pages
 from tests.hygiene import listed_pages
@@ -24,7 +26,7 @@ from tests.hygiene import listed_pages
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "_build" / "html"
 PAGES = listed_pages(ROOT)
-CHAPTERS = [page for page in PAGES if page.startswith("chapters/")]
+CHAPTERS = [page for page in PAGES if (ROOT / f"{page}.ipynb").exists()]
 GROUPS = book_pages.read_symptoms(
     ROOT / book_pages.TABLE, [page.removeprefix("chapters/") for page in CHAPTERS]
 )
@@ -246,6 +248,20 @@ def drawing_problems(page: Page) -> list[str]:
     return problems
 
 
+def wait_for_the_keyboard(page: Page) -> None:
+    """Wait until the keyboard can reach what scrolls; axe says so if it never can.
+
+    The theme measures that a third of a second after a change, on a busy machine later.
+    """
+    page.wait_for_timeout(400)
+    with contextlib.suppress(GaveUp):
+        page.wait_for_function(
+            """() => [...document.querySelectorAll("pre")].every(
+              box => box.scrollWidth <= box.clientWidth || box.tabIndex >= 0)""",
+            timeout=5000,
+        )
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", [*PAGES, "search"])
 def test_a_page_is_whole_in_light_and_in_dark(
@@ -254,8 +270,7 @@ def test_a_page_is_whole_in_light_and_in_dark(
     seen = view(width)
     page = seen.open(f"{name}.html")
     page.evaluate(UNFOLD)
-    # The theme measures a third of a second after a change what the keyboard can reach.
-    page.wait_for_timeout(400)
+    wait_for_the_keyboard(page)
     problems = drawing_problems(page)
     page.evaluate(AXE_SCRIPT)
     page.evaluate(THIN_OUT)
