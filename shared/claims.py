@@ -88,19 +88,19 @@ def claims_markdown(judged: Sequence[Judged]) -> str:
     """
     blocks = ["## How many of each", _summary(judged)]
     for letter, title in ARTICLES.items():
-        own = [one for one in judged if one.claim.startswith(letter)]
         blocks.append(f"## Article {letter}: {title}")
-        blocks.append(_table(own))
+        blocks.append(_table(_of_article(letter, judged)))
     return "\n\n".join(blocks)
+
+
+def _of_article(letter: str, judged: Sequence[Judged]) -> list[Judged]:
+    return [one for one in judged if one.claim.startswith(letter)]
 
 
 def _summary(judged: Sequence[Judged]) -> str:
     lines = [":::{list-table}", ":header-rows: 1", ""]
     lines += _row(["Verdict", *(f"Article {letter}" for letter in ARTICLES), "Both"])
-    each = [
-        counts([one for one in judged if one.claim.startswith(letter)])
-        for letter in ARTICLES
-    ]
+    each = [counts(_of_article(letter, judged)) for letter in ARTICLES]
     for name, both in counts(judged).items():
         lines += _row([name.capitalize(), *(of.get(name, 0) for of in each), both])
     lines += _row(["All", *(sum(of.values()) for of in each), len(judged)])

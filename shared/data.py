@@ -53,8 +53,7 @@ def diabetes(dtype: torch.dtype = torch.float32, test_share: float = 0.2) -> Spl
     patients = datasets.load_diabetes()
     inputs = torch.tensor(patients.data, dtype=torch.float64)
     targets = torch.tensor(patients.target, dtype=torch.float64)
-    inputs = (inputs - inputs.mean(0)) / inputs.std(0, correction=0)
-    targets = (targets - targets.mean()) / targets.std(correction=0)
+    inputs, targets = _standardized(inputs), _standardized(targets)
     return _split(inputs.to(dtype), targets.to(dtype), test_share)
 
 
@@ -78,8 +77,13 @@ def breast_cancer(
     tumors = datasets.load_breast_cancer()
     inputs = torch.tensor(tumors.data, dtype=torch.float64)
     if standardized:
-        inputs = (inputs - inputs.mean(0)) / inputs.std(0, correction=0)
+        inputs = _standardized(inputs)
     return _split(inputs.to(dtype), torch.tensor(tumors.target), test_share)
+
+
+def _standardized(values: torch.Tensor) -> torch.Tensor:
+    """Return values with mean 0 and variance 1 over the first dimension."""
+    return (values - values.mean(0)) / values.std(0, correction=0)
 
 
 def _split(inputs: torch.Tensor, targets: torch.Tensor, test_share: float) -> Split:

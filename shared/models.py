@@ -243,10 +243,8 @@ class InFixedOrder(nn.Module):
                     x, layer.kernel_size, padding=layer.padding
                 )
                 sums = _one_by_one(patches, layer.weight.flatten(1), layer.bias)
-                padding = torch.tensor(layer.padding)
-                kernel = torch.tensor(layer.kernel_size)
-                size = torch.tensor(x.shape[-2:]) + 2 * padding - kernel + 1
-                x = sums.unflatten(2, tuple(size.tolist()))
+                sides = zip(x.shape[-2:], layer.padding, layer.kernel_size, strict=True)
+                x = sums.unflatten(2, [n + 2 * p - k + 1 for n, p, k in sides])
             elif isinstance(layer, nn.Linear):
                 x = _one_by_one(x[..., None], layer.weight, layer.bias)[..., 0]
             else:

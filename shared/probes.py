@@ -150,9 +150,9 @@ def largest_curvature(
     along = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * free
     x = x.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(losses(x).sum(), x, create_graph=True)
+    tiny = torch.finfo(x.dtype).tiny
     for _ in range(rounds):
         # A row without curvature has no direction, and stays zero.
-        tiny = torch.finfo(x.dtype).tiny
         along = along / along.norm(dim=1, keepdim=True).clamp(min=tiny)
         slope = (gradient * along).sum()
         (turned,) = torch.autograd.grad(slope, x, retain_graph=True)
