@@ -495,6 +495,35 @@ def switched_off() -> Names:
     return trained(model)
 
 
+def with_zero_readout() -> DeepNetwork:
+    """Return a healthy network whose output layer starts at zero."""
+    model = network(4, "tanh", "xavier")
+    nn.init.zeros_(model.readout.weight)
+    nn.init.zeros_(model.readout.bias)
+    return model
+
+
+def layer_by_layer(model: DeepNetwork, scale: float = 1.0) -> Callable[[], Names]:
+    inputs = digits().train_inputs[:BATCH] * scale
+    return lambda: {"layers": [*model.blocks, model.readout], "inputs": inputs}
+
+
+def trains(activation: str, start: str) -> Callable[[], Names]:
+    def train(inputs: torch.Tensor, labels: torch.Tensor) -> float:
+        model = network(8, activation, start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(100):
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    split = digits()
+    names = {"train": train, "inputs": split.train_inputs[:BATCH]}
+    return lambda: names | {"labels": split.train_targets[:BATCH]}
+
+
 def cut_off() -> Names:
     model = network(8, "relu", "he")
     model.blocks[0].linear.requires_grad_(False)
@@ -548,6 +577,19 @@ def read_ratios(printed: str) -> int:
     if max(ratios) < 0.6:
         return 0
     return 1 if min(ratios) < 0.2 else 2
+
+
+def read_layer_spreads(printed: str) -> int:
+    first, *others = (float(line) for line in printed.splitlines())
+    fallen = next((k for k, size in enumerate(others) if size < 1e-3 * first), None)
+    if fallen is None:
+        return 1 if first < 1e-3 else 3
+    return 2 if others[fallen] == 0 else 0
+
+
+def read_true_and_shuffled(printed: str) -> int:
+    true, shuffled = (float(line) for line in printed.splitlines())
+    return 0 if math.isclose(true, shuffled, rel_tol=1e-3) else 1
 
 
 def read_norms(printed: str) -> int:
@@ -909,6 +951,21 @@ CASES = {
     ),
     "loss-stays-at-ln-classes": Case(
         read_spread, ((sigmoids(8), 0), (sigmoids(30), 0), (healthy, 1))
+    ),
+    "same-output-for-every-input": Case(
+        read_layer_spreads,
+        (
+            (layer_by_layer(network(8, "sigmoid", "default")), 0),
+            (layer_by_layer(network(16, "relu", "default")), 0),
+            (layer_by_layer(network(4, "tanh", "xavier"), 1 / 255**2), 1),
+            (layer_by_layer(switched_off()["model"]), 2),
+            (layer_by_layer(with_zero_readout()), 2),
+            (layer_by_layer(network(8, "tanh", "xavier")), 3),
+        ),
+    ),
+    "accuracy-is-the-largest-class": Case(
+        read_true_and_shuffled,
+        ((trains("sigmoid", "default"), 0), (trains("relu", "he"), 1)),
     ),
     "constant-factor-per-layer": Case(
         read_ratios, ((sigmoids(8), 0), (bottleneck, 1), (healthy, 2))
