@@ -19,7 +19,7 @@ from sphinx.errors import ExtensionError
 from torch import nn
 
 from shared import notebooks, objectives, pages
-from shared.data import digits
+from shared.data import diabetes, digits
 from shared.models import DeepNetwork, deep_network
 from shared.reproducible import reproducible
 from shared.trained import trained as trained_digits
@@ -751,6 +751,85 @@ def activation_in_between() -> Names:
     return names | {"between": lambda: activation.add_(1)}
 
 
+def after_two_iterations(*, forgets: bool) -> Callable[[], Names]:
+    def names() -> Names:
+        names, optimizer = with_optimizer()
+        for _ in range(2):
+            if not forgets:
+                optimizer.zero_grad()
+            targets = digits().train_targets[:BATCH]
+            outputs = names["model"](names["inputs"])
+            nn.functional.cross_entropy(outputs, targets).backward()
+            optimizer.step()
+        if not forgets:
+            optimizer.zero_grad()
+        return names
+
+    return names
+
+
+def climbing(
+    learning_rate: float, batch: int, *, forgets: bool = False
+) -> Callable[[], Names]:
+    """Fit the diabetes data; a batch of 0 stands for all patients."""
+
+    def names() -> Names:
+        inputs, targets, *_ = diabetes(torch.float64)
+        weights = torch.zeros(10, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.SGD([weights], lr=learning_rate)
+
+        def step() -> torch.Tensor:
+            rows = torch.randint(len(inputs), (batch,)) if batch else slice(None)
+            if not forgets:
+                optimizer.zero_grad()
+            old = weights.detach().clone()
+            (inputs[rows] @ weights - targets[rows]).square().mean().backward()
+            optimizer.step()
+            return weights.detach() - old
+
+        torch.manual_seed(0)
+        for _ in range(150):
+            step()
+        return {"step": step}
+
+    return names
+
+
+def read_turns(printed: str) -> int:
+    turn = float(printed)
+    return 0 if turn > 0.5 else 1 if turn < -0.5 else 2
+
+
+def added_up(
+    *sizes: int, scale: float = 1.0, dtype: torch.dtype = torch.float64
+) -> Callable[[], Names]:
+    """Add up the gradients of small batches, each loss multiplied by a number."""
+
+    def gradient(
+        parts: tuple[int, ...], factor: float, form: torch.dtype
+    ) -> torch.Tensor:
+        inputs, targets, *_ = diabetes(form)
+        weights = torch.zeros(10, dtype=form, requires_grad=True)
+        split = zip(inputs.split(parts), targets.split(parts), strict=True)
+        for own_inputs, own_targets in split:
+            errors = own_inputs @ weights - own_targets
+            (factor * errors.square().mean()).backward()
+        return weights.grad
+
+    whole = gradient((sum(sizes),), 1.0, torch.float64)
+    return lambda: {"added": gradient(sizes, scale, dtype), "whole": whole}
+
+
+def read_sums(small_batches: int) -> Callable[[str], int]:
+    def read(printed: str) -> int:
+        ratio, error = map(float, printed.split())
+        if error < 1e-3:
+            return 2
+        return 0 if math.isclose(ratio, small_batches, rel_tol=1e-3) else 1
+
+    return read
+
+
 CASES = {
     "zero-gradient-in-half-precision": Case(
         read_zero_shares,
@@ -993,6 +1072,30 @@ CASES = {
     "modified-by-an-inplace-operation": Case(
         lambda printed: 1 if printed == "True\n" else 0,
         ((stepped_in_between, 0), (activation_in_between, 1)),
+    ),
+    "loss-swings-in-waves": Case(
+        lambda printed: 1 if float(printed) == 0 else 0,
+        (
+            (after_two_iterations(forgets=True), 0),
+            (after_two_iterations(forgets=False), 1),
+        ),
+    ),
+    "trains-well-then-explodes": Case(
+        read_turns,
+        (
+            (climbing(0.03, 4, forgets=True), 0),
+            (climbing(0.26, 0), 1),
+            (climbing(0.09, 1), 2),
+        ),
+    ),
+    "accumulation-differs-from-the-big-batch": Case(
+        read_sums(2),
+        (
+            (added_up(177, 177), 0),
+            (added_up(300, 54, scale=1 / 2), 1),
+            (added_up(*[1] * 354, scale=1 / 354, dtype=torch.bfloat16), 1),
+            (added_up(177, 177, scale=1 / 2), 2),
+        ),
     ),
 }
 
