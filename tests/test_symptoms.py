@@ -17,9 +17,10 @@ import pytest
 import torch
 from sphinx.errors import ExtensionError
 from torch import nn
+from torch.nn.functional import mse_loss
 
 from shared import notebooks, objectives, pages
-from shared.data import diabetes, digits
+from shared.data import breast_cancer, diabetes, digits
 from shared.models import DeepNetwork, deep_network
 from shared.reproducible import reproducible
 from shared.trained import trained as trained_digits
@@ -751,6 +752,66 @@ def activation_in_between() -> Names:
     return names | {"between": lambda: activation.add_(1)}
 
 
+def counting(kind: str) -> Callable[[], Names]:
+    """Ask a network for its accuracy, in one of the ways that people try."""
+
+    def names() -> Names:
+        names = trained(network(1, "relu", "he"))
+        scores = names["model"](names["inputs"])
+        targets = digits().train_targets[:BATCH]
+        if kind == "detached":
+            scores = scores.detach()
+        loss = 1 - (scores.argmax(1) == targets).float().mean()
+        if kind == "silenced":
+            loss.requires_grad_()
+        elif kind == "cross-entropy":
+            loss = nn.functional.cross_entropy(scores, targets)
+        return {"scores": scores, "loss": loss}
+
+    return names
+
+
+def read_three_flags(printed: str) -> int:
+    scores, loss, leaf = (word == "True" for word in printed.split())
+    if not scores:
+        return 1
+    assert leaf or loss
+    return 0 if leaf else 2
+
+
+def scored(loss_of: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Names]:
+    reproducible(0)
+    scores = torch.randn(200, dtype=torch.float64)
+    return lambda: {"scores": scores.clone().requires_grad_(), "loss_of": loss_of}
+
+
+def read_staircase(printed: str) -> int:
+    slope, tiny, *larger = (float(word.strip("[],")) for word in printed.split())
+    if slope > 0:
+        return 2
+    assert tiny == 0
+    return 0 if max(larger) > 0 else 1
+
+
+def softened(temperature: float, scale: float = 1.0) -> Callable[[], Names]:
+    """Scores of a batch, random or, at a large scale, mostly right."""
+
+    def names() -> Names:
+        scores = torch.randn(BATCH, 10, generator=reproducible(0))
+        labels = digits().train_targets[:BATCH]
+        scores = scores + (scale - 1) * nn.functional.one_hot(labels, 10)
+        return {"scores": scores, "labels": labels, "temperature": temperature}
+
+    return names
+
+
+def read_carriers(printed: str) -> int:
+    carriers, errors = (float(word) for word in printed.split())
+    if errors < 0.1:
+        return 2
+    return 1 if carriers >= BATCH / 10 else 0
+
+
 def after_two_iterations(*, forgets: bool) -> Callable[[], Names]:
     def names() -> Names:
         names, optimizer = with_optimizer()
@@ -828,6 +889,171 @@ def read_sums(small_batches: int) -> Callable[[str], int]:
         return 0 if math.isclose(ratio, small_batches, rel_tol=1e-3) else 1
 
     return read
+
+
+def rows_of_digits(count: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    split = digits(dtype)
+    rows = split.train_inputs[:count].reshape(-1, 8, 8).transpose(0, 1)
+    return rows, split.train_targets[:count]
+
+
+def stacked_lstm(layers: int) -> Callable[[], Names]:
+    def names() -> Names:
+        reproducible(0)
+        lstm, readout = nn.LSTM(8, 16, layers), nn.Linear(16, 10)
+        x, y = rows_of_digits(BATCH, torch.float32)
+        nn.functional.cross_entropy(readout(lstm(x)[0][-1]), y).backward()
+        return {"lstm": lstm}
+
+    return names
+
+
+def remembering(forget_bias: float, pause: int) -> Callable[[], Names]:
+    def names() -> Names:
+        reproducible(0)
+        lstm, readout = nn.LSTM(8, 16).double(), nn.Linear(16, 10).double()
+        lstm.bias_ih_l0.data[16:32] += forget_bias
+        x, y = rows_of_digits(BATCH, torch.float64)
+        x = nn.functional.pad(x, (0, 0, 0, 0, 0, pause))
+
+        def loss_of(x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(readout(lstm(x)[0][-1]), y)
+
+        return {"x": x, "loss_of": loss_of}
+
+    return names
+
+
+def long_sequence(
+    gate: Callable[[torch.Tensor], torch.Tensor], start: float = 0.0
+) -> Callable[[], Names]:
+    def names() -> Names:
+        reproducible(0)
+        weight = (torch.randn(4, 17, 16) / 8).requires_grad_()
+
+        def loss_of(x: torch.Tensor) -> torch.Tensor:
+            h, c = torch.zeros(1, 16), torch.full((1, 16), start)
+            for row in x:
+                i, f, g, o = torch.cat((row, h), 1) @ weight
+                c = gate(f + 1) * c + gate(i + 1) * torch.tanh(g)
+                h = gate(o + 1) * torch.tanh(c)
+            return h.sum()
+
+        return {"x": torch.randn(512, 1, 1), "weights": [weight], "loss_of": loss_of}
+
+    return names
+
+
+def read_below_a_thousandth(printed: str) -> int:
+    return 0 if float(printed) < 1e-3 else 1
+
+
+def read_lengths(printed: str) -> int:
+    finite = [line.split()[1] == "True" for line in printed.splitlines()]
+    assert len(finite) == 3
+    return 1 if all(finite) else 0 if finite[0] else 2
+
+
+def on_tumors(
+    standardized: bool, learning_rate: float = 0.01, bias: float = 0.0
+) -> Callable[[], Names]:
+    """About to take the first step on the tumors."""
+
+    def names() -> Names:
+        tumors = breast_cancer(torch.float64, standardized=standardized)
+        model = nn.Sequential(nn.Linear(30, 32), nn.ReLU(), nn.Linear(32, 1)).double()
+        with torch.no_grad():
+            model[0].bias += bias
+        optimizer = torch.optim.SGD(model.parameters(), learning_rate)
+
+        def step() -> None:
+            scores = model(tumors.train_inputs)[:, 0]
+            nn.functional.binary_cross_entropy_with_logits(
+                scores, tumors.train_targets.double()
+            ).backward()
+            optimizer.step()
+
+        return {"hidden": model[0], "inputs": tumors.train_inputs, "step": step}
+
+    return names
+
+
+def read_dead(printed: str) -> int:
+    before, after = (float(word) for word in printed.split())
+    if after > before + 0.1:
+        return 0
+    return 1 if before > 0.3 else 2
+
+
+def first_scores(standardized: bool, scale: float = 1.0) -> Callable[[], Names]:
+    def names() -> Names:
+        tumors = breast_cancer(torch.float64, standardized=standardized)
+        model = nn.Sequential(nn.Linear(30, 32), nn.ReLU(), nn.Linear(32, 1)).double()
+        outputs = scale * model(tumors.train_inputs)[:, 0]
+        targets = tumors.train_targets.double()
+        return {
+            "inputs": tumors.train_inputs,
+            "outputs": outputs,
+            "loss_of": lambda scores: nn.functional.binary_cross_entropy_with_logits(
+                scores, targets
+            ),
+        }
+
+    return names
+
+
+def read_first_loss(printed: str) -> int:
+    ratio, shift, spread = (float(word) for word in printed.split())
+    if ratio <= 3:
+        return 2
+    return 0 if max(shift, spread) > 3 else 1
+
+
+def regressing(scale: float, learning_rate: float) -> Callable[[], Names]:
+    patients = diabetes(torch.float64)
+
+    def train(inputs: torch.Tensor, targets: torch.Tensor) -> float:
+        model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1)).double()
+        optimizer = torch.optim.SGD(model.parameters(), learning_rate)
+        for _ in range(50):
+            loss = ((model(inputs)[:, 0] - targets) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    names = {
+        "train": train,
+        "inputs": patients.train_inputs,
+        "targets": scale * (patients.train_targets + 2),
+    }
+    return lambda: names
+
+
+def read_two_regressions(printed: str) -> int:
+    raw, standardized = (float(word) < 1e6 for word in printed.split())
+    if raw:
+        return 2
+    return 0 if standardized else 1
+
+
+def loss_to_check(loss_fn: Callable) -> Callable[[], Names]:
+    def names() -> Names:
+        reproducible(0)
+        return {"loss_fn": loss_fn, "target": tensor(1.0, -2.0, 3.0)}
+
+    return names
+
+
+def after_a_drop(output: tuple[float, ...]) -> Callable[[], Names]:
+    return lambda: {"output": tensor(*output), "target": tensor(1.0, -2.0)}
+
+
+def read_error_size(printed: str) -> int:
+    error = float(printed)
+    if error > 2:
+        return 0
+    return 1 if error < 0.1 else 2
 
 
 CASES = {
@@ -1095,6 +1321,84 @@ CASES = {
             (added_up(300, 54, scale=1 / 2), 1),
             (added_up(*[1] * 354, scale=1 / 354, dtype=torch.bfloat16), 1),
             (added_up(177, 177, scale=1 / 2), 2),
+        ),
+    ),
+    "accuracy-has-no-gradient": Case(
+        read_three_flags,
+        (
+            (counting("counted"), 0),
+            (counting("silenced"), 0),
+            (counting("detached"), 1),
+            (counting("cross-entropy"), 2),
+        ),
+    ),
+    "every-gradient-exactly-zero": Case(
+        read_staircase,
+        (
+            (scored(lambda s: s.round().mean()), 0),
+            (scored(lambda s: s.sign().mean()), 0),
+            (scored(lambda s: (0 * s).sum()), 1),
+            (scored(lambda s: s.sigmoid().mean()), 2),
+        ),
+    ),
+    "soft-accuracy-does-not-train": Case(
+        read_carriers,
+        (
+            (softened(0.01), 0),
+            (softened(1e-6), 0),
+            (softened(1.0), 1),
+            (softened(0.1, scale=20.0), 2),
+        ),
+    ),
+    "stacked-lstm-does-not-learn": Case(
+        read_below_a_thousandth, ((stacked_lstm(8), 0), (stacked_lstm(2), 1))
+    ),
+    "lstm-forgets-the-beginning": Case(
+        read_below_a_thousandth, ((remembering(0, 16), 0), (remembering(4, 16), 1))
+    ),
+    "nan-in-long-sequences": Case(
+        read_lengths,
+        (
+            (long_sequence(torch.relu), 0),
+            (long_sequence(torch.sigmoid), 1),
+            (long_sequence(torch.sigmoid, start=math.nan), 2),
+        ),
+    ),
+    "one-huge-loss-then-silence": Case(
+        read_dead,
+        (
+            (on_tumors(False), 0),
+            (on_tumors(False, 1e-7), 1),
+            (on_tumors(True, bias=-100), 1),
+            (on_tumors(True), 2),
+        ),
+    ),
+    "first-loss-is-huge": Case(
+        read_first_loss,
+        (
+            (first_scores(False), 0),
+            (first_scores(True, 100), 1),
+            (first_scores(True), 2),
+        ),
+    ),
+    "regression-turns-nan": Case(
+        read_two_regressions,
+        ((regressing(77, 0.01), 0), (regressing(77, 2.0), 1), (regressing(1, 0.01), 2)),
+    ),
+    "loss-falls-metric-worsens": Case(
+        lambda printed: ("False", "True").index(printed.strip()),
+        (
+            (loss_to_check(lambda output, target: 1 / mse_loss(output, target)), 0),
+            (loss_to_check(lambda output, target: -mse_loss(output, target)), 0),
+            (loss_to_check(mse_loss), 1),
+        ),
+    ),
+    "loss-drops-once-then-frozen": Case(
+        read_error_size,
+        (
+            (after_a_drop((1e5, -2.0)), 0),
+            (after_a_drop((1.01, -2.0)), 1),
+            (after_a_drop((0.0, -2.0)), 2),
         ),
     ),
 }
