@@ -5,6 +5,7 @@ tell the reader to read it, and must lead to the right one.
 """
 
 import contextlib
+import copy
 import io
 import math
 from collections.abc import Callable
@@ -1056,6 +1057,228 @@ def read_error_size(printed: str) -> int:
     return 1 if error < 0.1 else 2
 
 
+# Wires that are cut, or lead elsewhere
+
+
+def wired(cut: Callable | None = None, frozen: bool = False) -> Callable[[], Names]:
+    """Make three layers, with ``cut`` behind the first one, after a backward pass."""
+
+    def names() -> Names:
+        torch.manual_seed(0)
+        link = Through(cut) if cut else nn.Identity()
+        model = nn.Sequential(nn.Linear(3, 4), link, nn.Linear(4, 2))
+        model[0].requires_grad_(not frozen)
+        inputs = torch.randn(5, 3)
+        model(inputs).square().mean().backward()
+        return {"model": model, "inputs": inputs}
+
+    return names
+
+
+class Through(nn.Module):
+    """A layer that applies a function."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the function."""
+        return self.function(x)
+
+
+def read_none(printed: str) -> int:
+    answers = [line.split()[1:] for line in printed.splitlines()]
+    if ["True", "True"] in answers:
+        return 0
+    return 1 if ["False", "True"] in answers else 2
+
+
+def scores_passed_on(
+    after: Callable | None = None, inside: Callable | None = None, frozen: bool = False
+) -> Callable[[], Names]:
+    """Compute scores with ``inside`` behind the last layer, ``after`` behind all."""
+
+    def names() -> Names:
+        model = nn.Sequential(nn.Linear(3, 4), Through(inside or torch.relu))
+        model.requires_grad_(not frozen)
+        inputs = torch.randn(5, 3)
+        return {
+            "model": model,
+            "inputs": inputs,
+            "scores": (after or torch.relu)(model(inputs)),
+        }
+
+    return names
+
+
+def read_scores(printed: str) -> int:
+    answers = printed.split()
+    if answers[0] == "False":
+        return 3
+    return {"True True": 0, "False True": 1, "False False": 2}[" ".join(answers[1:])]
+
+
+def optimized(x: torch.Tensor) -> Callable[[], Names]:
+    return lambda: {"x": x}
+
+
+def read_leaf(printed: str) -> int:
+    flags, operation = printed.splitlines()
+    assert (operation == "None") == flags.startswith("True")
+    return {"False True": 0, "True False": 1, "True True": 2}[flags]
+
+
+def stepped(
+    change: Callable = lambda model: None, rate: float = 0.1
+) -> Callable[[], Names]:
+    """Make an optimizer, and ``change`` the model afterwards."""
+
+    def names() -> Names:
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        return {"optimizer": optimizer, "model": change(model) or model}
+
+    return names
+
+
+def replace_a_layer(model: nn.Sequential) -> None:
+    model[1] = nn.Linear(4, 2)
+
+
+def read_rates(printed: str) -> int:
+    if "not held" in printed:
+        return 0
+    return 1 if printed == "[0.0, 0.0, 0.0, 0.0]\n" else 2
+
+
+def filled(
+    weights: Callable[[torch.Tensor], object] | None = None,
+    readout: Callable[[torch.Tensor], object] | None = None,
+) -> DeepNetwork:
+    """Return a network with one hidden layer, whose weights are filled anew."""
+    model = network(1, "tanh", "xavier")
+    nn.init.zeros_(model.readout.bias)
+    for weight, fill in zip(model.weights(), (weights, readout), strict=True):
+        if fill:
+            fill(weight)
+    return model
+
+
+def after_steps(model: DeepNetwork, steps: int = 20) -> Callable[[], Names]:
+    """Train a copy, and look at its hidden layer."""
+
+    def names() -> Names:
+        own = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            trained(own)["loss"].backward()
+            optimizer.step()
+        return {"layer": own.blocks[0].linear}
+
+    return names
+
+
+def in_pairs(weight: torch.Tensor) -> None:
+    """Make the second half of the units copies of the first half."""
+    with torch.no_grad():
+        half = (weight.shape[0] if weight.shape[0] == 32 else weight.shape[1]) // 2
+        if weight.shape[0] == 32:
+            weight[half:] = weight[:half]
+        else:
+            weight[:, half:] = weight[:, :half]
+
+
+def all_alike(weight: torch.Tensor) -> None:
+    nn.init.constant_(weight, 0.05)
+
+
+def read_distinct(printed: str) -> int:
+    differ, units = map(int, printed.split())
+    if differ == units:
+        return 2
+    return 0 if differ == 1 else 1
+
+
+def after_backward(model: DeepNetwork) -> Callable[[], Names]:
+    def names() -> Names:
+        names = trained(model)
+        names["loss"].backward()
+        return names
+
+    return names
+
+
+def read_zero_layers(printed: str) -> int:
+    lines = [line.split()[1:] for line in printed.splitlines()]
+    if lines.count(["False", "False"]) >= 2:
+        return 0
+    if lines.count(["False", "True"]) == 1:
+        return 1
+    assert all(held == "True" for held, _ in lines)
+    return 2
+
+
+def drawing_gradients(size: int) -> Callable[[], Names]:
+    """Gradients of a linear model of the digits, on batches of one size."""
+
+    def names() -> Names:
+        model, generator = nn.Linear(64, 10), reproducible(0)
+        split = digits()
+
+        def batch_gradient() -> torch.Tensor:
+            rows = torch.randperm(len(split.train_inputs), generator=generator)[:size]
+            scores = model(split.train_inputs[rows])
+            loss = nn.functional.cross_entropy(scores, split.train_targets[rows])
+            gradients = torch.autograd.grad(loss, model.parameters())
+            return torch.cat([g.flatten() for g in gradients])
+
+        return {"batch_gradient": batch_gradient}
+
+    return names
+
+
+def following_noise(noise: float) -> Callable[[], Names]:
+    """At the floor of the noise around a minimum where the loss is 1."""
+
+    def names() -> Names:
+        generator = reproducible(0)
+        w = torch.zeros(50, requires_grad=True)
+        optimizer = torch.optim.SGD([w], lr=0.5)
+
+        def mean_loss(steps: int) -> float:
+            total = 0.0
+            for _ in range(steps):
+                optimizer.zero_grad()
+                drawn = noise * torch.randn(50, generator=generator)
+                (w.square().sum() / 2 + drawn @ w).backward()
+                total += 1 + w.detach().square().sum().item() / 2
+                optimizer.step()
+            return total / steps
+
+        mean_loss(100)
+        return {"mean_loss": mean_loss, "optimizer": optimizer}
+
+    return names
+
+
+def read_disagreement(printed: str) -> int:
+    return 0 if float(printed) > 5 else 1
+
+
+def read_fall(printed: str) -> int:
+    return 0 if float(printed) < 0.9 else 1
+
+
+def loading(examples: int, batch_size: int) -> Callable[[], Names]:
+    return lambda: {"data": range(examples), "batch_size": batch_size}
+
+
+def read_single(printed: str) -> int:
+    return 0 if "1" in printed.split() else 1
+
+
 CASES = {
     "zero-gradient-in-half-precision": Case(
         read_zero_shares,
@@ -1400,6 +1623,78 @@ CASES = {
             (after_a_drop((1.01, -2.0)), 1),
             (after_a_drop((0.0, -2.0)), 2),
         ),
+    ),
+    "gradient-is-none": Case(
+        read_none,
+        (
+            (wired(torch.Tensor.detach), 0),
+            (wired(lambda h: torch.from_numpy(h.detach().numpy())), 0),
+            (wired(frozen=True), 1),
+            (wired(), 2),
+        ),
+    ),
+    "does-not-require-grad": Case(
+        read_scores,
+        (
+            (scores_passed_on(), 0),
+            (scores_passed_on(after=torch.Tensor.detach), 1),
+            (scores_passed_on(inside=torch.Tensor.detach), 2),
+            (scores_passed_on(frozen=True), 3),
+        ),
+    ),
+    "non-leaf-tensor": Case(
+        read_leaf,
+        (
+            (optimized(torch.ones(3, requires_grad=True).double()), 0),
+            (optimized(0.1 * torch.ones(3, requires_grad=True)), 0),
+            (optimized(torch.ones(3).double()), 1),
+            (optimized(torch.ones(3).double().requires_grad_()), 2),
+        ),
+    ),
+    "healthy-gradient-nothing-moves": Case(
+        read_rates,
+        (
+            (stepped(copy.deepcopy), 0),
+            (stepped(replace_a_layer), 0),
+            (stepped(rate=0.0), 1),
+            (stepped(nn.Module.double), 2),
+            (stepped(), 2),
+        ),
+    ),
+    "units-all-equal": Case(
+        read_distinct,
+        (
+            (after_steps(filled(all_alike, all_alike)), 0),
+            (after_steps(filled(in_pairs, in_pairs)), 1),
+            (after_steps(filled()), 2),
+            (after_steps(filled(all_alike)), 2),
+        ),
+    ),
+    "only-the-last-bias-learns": Case(
+        read_zero_layers,
+        (
+            (after_backward(filled(nn.init.zeros_, nn.init.zeros_)), 0),
+            (after_backward(filled(readout=nn.init.zeros_)), 1),
+            (after_backward(filled(nn.init.zeros_)), 1),
+            (after_backward(filled()), 2),
+            (after_backward(filled(lambda w: nn.init.constant_(w, -100.0))), 2),
+        ),
+    ),
+    "loss-jumps-but-does-not-fall": Case(
+        read_disagreement,
+        (
+            (drawing_gradients(1), 0),
+            (drawing_gradients(64), 1),
+            (drawing_gradients(1024), 1),
+        ),
+    ),
+    "loss-hovers-at-a-level": Case(
+        read_fall,
+        ((following_noise(0.5), 0), (following_noise(0.01), 1)),
+    ),
+    "expected-more-than-one-value": Case(
+        read_single,
+        ((loading(1797, 4), 0), (loading(100, 1), 0), (loading(1797, 64), 1)),
     ),
 }
 
