@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import torch
 from sphinx.errors import ExtensionError
 from torch import nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import cross_entropy, mse_loss
 
 from shared import notebooks, objectives, pages
 from shared.data import breast_cancer, diabetes, digits
@@ -1279,7 +1280,134 @@ def read_single(printed: str) -> int:
     return 0 if "1" in printed.split() else 1
 
 
+def looking_along(
+    loss_at: Callable[[torch.Tensor], torch.Tensor], learning_rate: float, *start: float
+) -> Callable[[], Names]:
+    def names() -> Names:
+        w = tensor(*start).requires_grad_()
+        loss_at(w).backward()
+        with torch.no_grad():
+            return {"loss_at": loss_at, "w": w, "learning_rate": learning_rate}
+
+    return names
+
+
+def of_digits(w: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of a linear classifier with 640 weights."""
+    data = digits(torch.float64)
+    scores = data.train_inputs @ w.view(64, 10)
+    return nn.functional.cross_entropy(scores, data.train_targets)
+
+
+def with_a_floor(w: torch.Tensor) -> torch.Tensor:
+    """Return the height in a valley a thousand times longer than wide; at least 1."""
+    return 1 + (w[0] - 2) ** 2 + 1e-6 * (w[1] - 2) ** 2
+
+
+def read_best_step(printed: str) -> int:
+    best, share = map(float, printed.split())
+    if not share > 0.01:
+        return 2
+    return 0 if best >= 1000 else 1
+
+
+def regression(rate: float, reduction: str = "mean", sign: int = 1) -> Callable:
+    data = diabetes(torch.float64)
+
+    def final_loss(learning_rate: float) -> float:
+        w = torch.zeros(10, dtype=torch.float64)
+        for _ in range(50):
+            w = w.detach().requires_grad_()
+            errors = data.train_inputs @ w - data.train_targets
+            loss = getattr(errors.square(), reduction)()
+            loss.backward()
+            w = w - sign * learning_rate * w.grad
+        return loss.item()
+
+    return lambda: {"final_loss": final_loss, "learning_rate": rate}
+
+
+def read_final_losses(printed: str) -> int:
+    start, full, part = map(float, printed.split())
+    if full < start:
+        return 2
+    return 0 if part < start else 1
+
+
+def compared(
+    loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *, classes: bool
+) -> Callable[[], Names]:
+    """Return outputs of an untrained model, targets, and a loss of both."""
+
+    def names() -> Names:
+        generator = reproducible(0)
+        if not classes:
+            output = torch.randn(50, 1, generator=generator)
+            return {
+                "output": output,
+                "target": torch.randn(50, generator=generator),
+                "loss_fn": loss_fn,
+            }
+        output = torch.randn(50, 3, generator=generator)
+        return {"output": output, "target": torch.arange(50) % 3, "loss_fn": loss_fn}
+
+    return names
+
+
+def read_mixed_targets(printed: str) -> int:
+    return 0 if printed.endswith("True") else 1
+
+
+def ending_with(last: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Names]:
+    return lambda: {"output": last(torch.randn(20, 10, generator=reproducible(0)))}
+
+
+def read_probabilities(printed: str) -> int:
+    return 0 if printed == "True True" else 1
+
+
+def read_unused_classes(printed: str) -> int:
+    return 1 if printed == "[]" else 0
+
+
+def labeled(*, shuffled: bool) -> Callable[[], Names]:
+    def names() -> Names:
+        data, generator = digits(), reproducible(0)
+        inputs, target = data.train_inputs[:300], data.train_targets[:300]
+        if shuffled:
+            target = target[torch.randperm(300, generator=generator)]
+        return {"inputs": inputs, "target": target}
+
+    return names
+
+
+def read_neighbors(printed: str) -> int:
+    near, chance = map(float, printed.split())
+    return 0 if near < 1.5 * chance else 1
+
+
 CASES = {
+    "loss-hardly-falls": Case(
+        read_best_step,
+        (
+            (looking_along(of_digits, 1e-6, *[0.0] * 640), 0),
+            (looking_along(parabola, 1e-6, 0.0, 0.0), 0),
+            (looking_along(of_digits, 0.5, *[0.0] * 640), 1),
+            (looking_along(parabola, 0.1, 0.0, 0.0), 1),
+            (looking_along(with_a_floor, 0.9, 2.0, 0.0), 2),
+            (looking_along(with_a_floor, 0.1, 2.0, 2.0), 2),
+        ),
+    ),
+    "loss-jumps-at-once-and-stays-high": Case(
+        read_final_losses,
+        (
+            (regression(1.0), 0),
+            (regression(0.003, "sum"), 0),
+            (regression(0.2, "sum"), 1),
+            (regression(0.01, sign=-1), 1),
+            (regression(0.1), 2),
+        ),
+    ),
     "zero-gradient-in-half-precision": Case(
         read_zero_shares,
         (
@@ -1695,6 +1823,32 @@ CASES = {
     "expected-more-than-one-value": Case(
         read_single,
         ((loading(1797, 4), 0), (loading(100, 1), 0), (loading(1797, 64), 1)),
+    ),
+    "predicts-the-mean": Case(
+        read_mixed_targets,
+        (
+            (compared(lambda p, t: (p - t).square().mean(), classes=False), 0),
+            (compared(lambda p, t: (p[:, 0] - t).square().mean(), classes=False), 1),
+        ),
+    ),
+    "cross-entropy-stops-at-1-46": Case(
+        read_probabilities,
+        (
+            (ending_with(lambda scores: scores.softmax(1)), 0),
+            (ending_with(lambda scores: scores.log_softmax(1)), 1),
+            (ending_with(lambda scores: scores), 1),
+        ),
+    ),
+    "one-class-never-predicted": Case(
+        read_unused_classes,
+        (
+            (compared(partial(cross_entropy, ignore_index=2), classes=True), 0),
+            (compared(cross_entropy, classes=True), 1),
+        ),
+    ),
+    "loss-stays-near-ln-of-classes": Case(
+        read_neighbors,
+        ((labeled(shuffled=True), 0), (labeled(shuffled=False), 1)),
     ),
 }
 
