@@ -464,7 +464,7 @@ def read_two_losses(printed: str) -> int:
 
 
 # --------------------------------------------------------------------------------------
-# You train a network
+# You train a network (three groups)
 # --------------------------------------------------------------------------------------
 
 BATCH = 64
@@ -1355,7 +1355,7 @@ def compared(
 
 
 def read_mixed_targets(printed: str) -> int:
-    return 0 if printed.endswith("True") else 1
+    return 0 if printed.split()[-1] == "True" else 1
 
 
 def ending_with(last: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Names]:
@@ -1363,11 +1363,11 @@ def ending_with(last: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Na
 
 
 def read_probabilities(printed: str) -> int:
-    return 0 if printed == "True True" else 1
+    return 0 if printed.split() == ["True", "True"] else 1
 
 
 def read_unused_classes(printed: str) -> int:
-    return 1 if printed == "[]" else 0
+    return 1 if printed.strip() == "[]" else 0
 
 
 def labeled(*, shuffled: bool) -> Callable[[], Names]:
