@@ -8,6 +8,9 @@ function reachWideEquations() {
   }
 }
 
+// Quotation marks in prose are typeset, those of a pasted error message are not.
+const plain = (text) => text.toLowerCase().replace(/[\u2018\u2019]/g, "'").replace(/[\u201c\u201d]/g, '"');
+
 // A filter over the symptoms, by all their words: pasting an error message finds its entry.
 function addSymptomFilter() {
   const symptoms = [...document.querySelectorAll("details.symptom")];
@@ -22,9 +25,9 @@ function addSymptomFilter() {
   const heading = symptoms[0].closest("section").querySelector("h3");
   heading.parentNode.before(form);
   input.addEventListener("input", () => {
-    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = plain(input.value).split(/\s+/).filter(Boolean);
     for (const symptom of symptoms) {
-      const text = symptom.textContent.toLowerCase();
+      const text = plain(symptom.textContent);
       symptom.hidden = !words.every((word) => text.includes(word));
     }
     const shown = symptoms.filter((symptom) => !symptom.hidden).length;
