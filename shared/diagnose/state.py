@@ -88,6 +88,7 @@ class Snapshot:
 
     roots: Iterable[Any]
     trained: Iterable[torch.Tensor] = ()
+
     def __post_init__(self) -> None:
         self._kept: list[Callable[[], None]] = []
         self._iterators: list[Rewound] = []
