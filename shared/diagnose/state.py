@@ -13,7 +13,7 @@ import functools
 import random
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, MutableSet
+from collections.abc import Callable, Iterable, Iterator, MutableSet, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,7 @@ class Snapshot:
         self._iterators: list[Rewound] = []
         self._unused: list[Callable[[], None]] = []
         self._seen: dict[int, Any] = {}
+        self._places: dict[int, list[Callable[[], Any]]] = {}
         self._trained = {id(tensor) for tensor in self.trained}
         self.tensors: list[torch.Tensor] = []
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -122,7 +123,24 @@ class Snapshot:
         for put_original in self._unused:
             put_original()
 
+    def rebound(self, tensors: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Return what stands, at this moment, where one of some tensors stood.
+
+        Only names whose tensor is another one now are given, by the tensor's index.
+        """
+        found = {}
+        for i, tensor in enumerate(tensors):
+            for get in self._places.get(id(tensor), []):
+                now = get()
+                if now is not tensor and isinstance(now, torch.Tensor):
+                    found[i] = now
+        return found
+
     # ---------------------------------------------------------------------------------
+
+    def _note_place(self, get: Callable[[], Any], value: Any) -> None:  # noqa: ANN401
+        if isinstance(value, torch.Tensor):
+            self._places.setdefault(id(value), []).append(get)
 
     def _keep_global_generators(self) -> None:
         torch_state = torch.get_rng_state()
@@ -171,7 +189,7 @@ class Snapshot:
     def _keep_tensor(self, tensor: torch.Tensor) -> Iterator[Any]:
         self.tensors.append(tensor)
         data, requires_grad = tensor.data, tensor.requires_grad
-        wanted = tensor.is_leaf and requires_grad or id(tensor) in self._trained
+        wanted = (tensor.is_leaf and requires_grad) or id(tensor) in self._trained
         copied = wanted or tensor.numel() <= LARGEST_COPIED
         values = data.clone() if copied else None
         has_grad = tensor.is_leaf or tensor.retains_grad
@@ -248,6 +266,7 @@ class Snapshot:
                 put(value)
 
         self._kept.append(put_back)
+        self._note_place(get, value)
         return value
 
     def _keep_iterator(
@@ -274,6 +293,7 @@ class Snapshot:
 
         self._kept.append(put_back)
         for key, value in before.items():
+            self._note_place(functools.partial(one.get, key), value)
             yield key
             yield value
 

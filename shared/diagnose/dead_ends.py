@@ -1,0 +1,467 @@
+"""Rules about gradients that are NaN, lost in a number format, or exactly zero.
+
+A zero gradient ends in one call: the gradient of its output is there, that of its input
+is not. The kind of that call, and what it was given, name the cause.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from shared.diagnose.causes import Cause
+from shared.diagnose.flow import STEP_FUNCTIONS, Passage
+from shared.diagnose.observation import Observation, helps
+from shared.diagnose.repairs import (
+    OtherCalls,
+    RightUpdate,
+    leaky,
+    pass_straight_through,
+)
+from shared.diagnose.report import Evidence, Finding, Note, Proof
+from shared.diagnose.wiring import spacing
+
+LOSS_SCALE = 2.0**16
+
+
+# -- NaN ------------------------------------------------------------------------------
+
+
+def not_a_number(seen: Observation) -> Iterator[Finding]:
+    """Give the call at which a NaN or an infinity is born, if one is there at once."""
+    first = seen.records[0]
+    fresh = [g for r in seen.records[:2] for g in r.fresh() if g is not None]
+    broken = any(not torch.isfinite(g).all() for g in fresh)
+    if not broken and (math.isfinite(first.loss) or first.error is not None):
+        return
+    if _grew_first(seen):
+        return
+    where = next(
+        (p for p in reversed(seen.passages) if _ends_finite(p)), None
+    )
+    name = where.name if where is not None else "the forward pass"
+    masked = any(
+        p.facts.get("counted") == 0.0 for p in seen.passages
+    )
+    if masked:
+        yield Finding(
+            Cause.targets_masked_out, 1.0,
+            (Evidence("targets that count", 0, "all but padding"),
+             Evidence("loss (a mean over no targets)", first.loss, "a number")),
+            (),
+            "The loss ignores every target: its mean is zero divided by zero.",
+            "loss_fn = torch.nn.CrossEntropyLoss(ignore_index=-100)  # no class",
+        )  # fmt: skip
+        return
+    finite_loss = math.isfinite(first.loss)
+    which = [
+        i for i in seen.everything
+        if any(g is not None and not torch.isfinite(g).all()
+               for g in [r.fresh()[i] for r in seen.records[:2]])
+    ]  # fmt: skip
+    yield Finding(
+        Cause.nan_gradient,
+        1.0,
+        (
+            Evidence("first loss", first.loss, "a finite number"),
+            Evidence("variables with NaN or infinite gradient",
+                     f"{len(which)} of {len(seen.variables)}", "0"),
+            Evidence("call whose derivative is not finite here", name, "none"),
+        ),
+        seen.names(which),
+        ("The loss is finite and its gradient is not: " if finite_loss else
+         "Loss and gradient are not finite from the start: ")
+        + f"at this point the derivative of {name}() does not exist or is infinite.",
+        "torch.sqrt(x.clamp_min(1e-12))  # keep away from the point: sqrt(0), log(0), "
+        "0/0",
+    )  # fmt: skip
+
+
+def _grew_first(seen: Observation) -> bool:
+    """Whether the loss grew before it broke: steps that overshoot, not a bad point."""
+    losses = seen.losses
+    if not losses or not math.isfinite(losses[0]):
+        return False
+    first = seen.records[0].fresh()
+    return all(g is None or bool(torch.isfinite(g).all()) for g in first)
+
+
+def _ends_finite(passage: Passage) -> bool:
+    after, before = passage.gradient_out, passage.gradient_in
+    if passage.facts.get("born_nan"):
+        return True
+    return (
+        after is not None and before is not None
+        and math.isfinite(after) and not math.isfinite(before)
+    )  # fmt: skip
+
+
+# -- number formats -------------------------------------------------------------------
+
+
+def precision(seen: Observation) -> Iterator[Finding]:
+    """Give updates that round away, and gradients that half precision loses."""
+    yield from _rounds_away(seen)
+    yield from _underflows(seen)
+
+
+def _rounds_away(seen: Observation) -> Iterator[Finding]:
+    rounded = [i for i in seen.everything if _mostly_rounded(seen, i)]
+    if not rounded or (seen.learns and len(rounded) < len(seen.trainable)):
+        return
+    like = next(iter(seen.held_by(rounded[0])), None)
+    shares = [_update_in_spacings(seen, i) for i in rounded]
+    evidence = (
+        Evidence("largest update, in spacings of the stored number",
+                 max(shares), "at least 0.5"),
+        Evidence("format", str(seen.tensors[rounded[0]].dtype), "one with more digits"),
+        Evidence("size of the variable", seen.sizes[rounded[0]], "-"),
+    )  # fmt: skip
+    proof = None
+    if like is not None:
+        proof = seen.prove(
+            "variables kept in float64",
+            RightUpdate(seen.tensors, rounded, like, in_float64=True),
+            steps=20,
+        )
+    rate = max((r for u in seen.updates for r in u.rates), default=math.nan)
+    if max(shares) < 1e-6 or (rate < 1e-9 and not helps(proof, 1e-4)):
+        larger = RightUpdate(seen.tensors, rounded, like, rate=1e-2)
+        yield Finding(
+            Cause.lr_zero,
+            0.9,
+            (Evidence("learning rate", rate, "about 0.001 to 0.1"), *evidence[:1]),
+            seen.names(rounded),
+            "The learning rate is so small that it is zero in effect: no update reaches "
+            "the last digit of a variable.",
+            'for group in optimizer.param_groups:\n    group["lr"] = 1e-2',
+            seen.prove("learning rate 0.01", larger) if like is not None else None,
+        )
+        return
+    yield Finding(
+        Cause.update_below_precision,
+        0.95,
+        evidence,
+        seen.names(rounded),
+        "Each update is smaller than half the distance to the next number that the "
+        "variable can hold, so it rounds to nothing, in every step again.",
+        "model.float()  # keep the variables in float32 (or x - offset instead of x), "
+        "and compute in the short format",
+        proof,
+    )
+
+
+def _mostly_rounded(seen: Observation, i: int) -> bool:
+    """Whether most entries stay although an update is due."""
+    if not seen.fresh_largest[i] > 0:
+        return False
+    stays, due = 0.0, 0.0
+    for record in seen.records:
+        gradient = record.fresh()[i]
+        if gradient is None or not record.after:
+            continue
+        wanted = gradient != 0
+        still = record.before[i] == record.after[i]
+        due += float(wanted.sum())
+        stays += float((wanted & still).sum())
+    return due > 0 and stays / due > 0.9 and 0 < _update_in_spacings(seen, i) < 1
+
+
+def _update_in_spacings(seen: Observation, i: int) -> float:
+    """Return the largest due update, in spacings of the stored number."""
+    largest = 0.0
+    for update in seen.updates:
+        gradient = update.at_entry[i]
+        if i not in update.holds or gradient is None:
+            continue
+        size = _due(update.optimizer, seen.tensors[i], gradient)
+        largest = max(largest, float((size / spacing(update.before[i])).max()))
+    if not seen.updates:
+        return _own_update_in_spacings(seen, i)
+    return largest
+
+
+def _due(
+    optimizer: torch.optim.Optimizer, tensor: torch.Tensor, gradient: torch.Tensor
+) -> torch.Tensor:
+    """Return the size of the update that is due: rate times gradient, or as in Adam."""
+    group = next(g for g in optimizer.param_groups if any(p is tensor for p in g["params"]))
+    rate = float(group.get("lr", 1e-3))
+    size = gradient.double().abs()
+    if "betas" in group or "rho" in group or "alpha" in group:
+        return rate * size / (size + group.get("eps", 1e-8))
+    return rate * size
+
+
+def _own_update_in_spacings(seen: Observation, i: int) -> float:
+    """For updates by hand: try whether the loss of a doubled change still rounds."""
+    changes = [r.moved()[i] for r in seen.records if r.after]
+    return 0.25 if not any(changes) and seen.updates_rounded_by_hand else 0.0
+
+
+def _underflows(seen: Observation) -> Iterator[Finding]:
+    if not any(call.in_half for call in seen.backwards):
+        return
+    zero = [
+        i for i in seen.trainable
+        if seen.in_graph[i] and _zero_share(seen, i) > 0.9
+    ]  # fmt: skip
+    if not zero:
+        return
+    repair = RightUpdate(
+        seen.tensors, zero, next(iter(seen.held_by(zero[0])), None), loss_scale=LOSS_SCALE
+    )
+    records = seen.trials.run(3, repair.level, repair)
+    found = [r.fresh()[i] for r in records for i in zero]
+    share = [float((g != 0).double().mean()) for g in found if g is not None]
+    if not share or max(share) < 0.1:
+        return
+    largest = max(float(g.abs().max()) for g in found if g is not None) / LOSS_SCALE
+    proof = seen.prove(f"loss times {LOSS_SCALE:.0f} in backward", repair)
+    yield Finding(
+        Cause.fp16_underflow,
+        1.0,
+        (
+            Evidence("largest gradient entry in float16", 0, "above 0"),
+            Evidence("the same with the loss scaled up, scale divided out", largest,
+                     "above 6e-8, the smallest number of float16"),
+        ),
+        seen.names(zero),
+        "The gradients are smaller than the smallest number of float16 and become zero "
+        "on the way back. Scaled up they are there.",
+        "scaler = torch.amp.GradScaler()\nscaler.scale(loss).backward()\n"
+        "scaler.step(optimizer)\nscaler.update()",
+        proof,
+    )  # fmt: skip
+
+
+def _zero_share(seen: Observation, i: int) -> float:
+    found = [r.fresh()[i] for r in seen.records[:3]]
+    shares = [float((g == 0).double().mean()) for g in found if g is not None]
+    return min(shares, default=0.0)
+
+
+# -- exact zeros ----------------------------------------------------------------------
+
+
+def dead_ends(seen: Observation) -> Iterator[Finding]:
+    """Give the call in which the gradient ends, and why."""
+    layer = _dead_layer(seen)
+    if layer is not None:
+        yield from _explain_dead(seen, layer)
+    if not _mostly_zero(seen):
+        return
+    ends = _ends(seen)
+    for end in ends:
+        cause = _cause_of(seen, end)
+        if cause is not None:
+            yield from _EXPLAIN[cause](seen, end)
+
+
+def _mostly_zero(seen: Observation) -> bool:
+    return seen.gradient_is_zero
+
+
+def _ends(seen: Observation) -> list[Passage]:
+    """Return the calls whose output has a gradient and whose input has none."""
+    return [
+        p for p in seen.passages
+        if p.gradient_out and math.isfinite(p.gradient_out) and not p.gradient_in
+    ]  # fmt: skip
+
+
+def _cause_of(seen: Observation, end: Passage) -> Cause | None:
+    kind = end.facts.get("kind")
+    name = end.name
+    if name in STEP_FUNCTIONS:
+        return Cause.nondifferentiable_op
+    if kind in ("softmax", "log_softmax") and end.facts["classes"] == 1:
+        return Cause.constant_objective
+    if kind in ("softmax", "log_softmax", "sigmoid", "tanh"):
+        return Cause.saturated_activation if end.facts["exactly_flat"] > 0.5 else None
+    if kind == "rectifier" and end.facts["off"] == 1.0:
+        return Cause.dead_relu if seen.module is not None else Cause.out_of_support
+    if kind == "clamp":
+        two_sided = end.facts["outside"] > 0 or end.direct
+        return Cause.clamped_at_bound if two_sided and end.direct else None
+    return None
+
+
+def _dead_layer(seen: Observation) -> Passage | None:
+    """Return a rectifier that is off for every unit and example in all watched steps."""
+    if seen.module is None:
+        return None
+    per_step = []
+    for record in seen.detailed:
+        passages = [p for c in record.backwards if c.way for p in c.way.passages]
+        dead = [p for p in passages if p.facts.get("kind") == "rectifier"
+                and p.facts["off"] == 1.0 and p.facts["examples"] > 1]  # fmt: skip
+        per_step.append(dead)
+    if not per_step or not all(per_step):
+        return None
+    return per_step[-1][0]
+
+
+def _explain_dead(seen: Observation, end: Passage) -> Iterator[Finding]:
+    proof = seen.prove(
+        "leaky rectifier (slope 0.1)",
+        OtherCalls(dict.fromkeys(("relu", "relu_", "threshold"), leaky)),
+    )
+    yield Finding(
+        Cause.dead_relu,
+        1.0,
+        (
+            Evidence("units of a layer that are off for every example",
+                     f"{100 * end.facts['units_off']:.0f} %", "0 to 50 %"),
+            Evidence("gradient behind the layer", end.gradient_in or 0.0, "above 0"),
+        ),
+        (),
+        "A rectifier gives zero for every example, so its derivative is zero for every "
+        "example, and nothing passes back to what lies before it. It cannot recover.",
+        "torch.nn.LeakyReLU(0.1)  # or a smaller learning rate, and biases that start at 0",
+        proof,
+    )  # fmt: skip
+
+
+def _explain_steps(seen: Observation, end: Passage) -> Iterator[Finding]:
+    proof = seen.prove(
+        f"gradient passed straight through {end.name}()",
+        OtherCalls({end.name: pass_straight_through}),
+    )
+    yield Finding(
+        Cause.nondifferentiable_op,
+        1.0,
+        (
+            Evidence("call in which the gradient ends", end.name, "none"),
+            Evidence("gradient of its output", end.gradient_out or 0.0, "above 0"),
+            Evidence("gradient of its input", 0, "above 0"),
+        ),
+        (),
+        f"{end.name}() is constant but for jumps: autograd gives its derivative, which "
+        "is zero.",
+        "y = x + (x.round() - x).detach()  # value of round, gradient of x",
+        proof if helps(proof, 0.0) else None,
+    )
+
+
+def _explain_saturated(seen: Observation, end: Passage) -> Iterator[Finding]:
+    if not _something_lower(seen):
+        _note_minimum(seen)
+        return
+    kind = end.facts["kind"]
+    yield Finding(
+        Cause.saturated_activation,
+        0.95,
+        (
+            Evidence(f"share of {kind} outputs on the flat part",
+                     end.facts["exactly_flat"], "below 0.5"),
+            Evidence("gradient of its output", end.gradient_out or 0.0, "above 0"),
+            Evidence("gradient of its input", 0, "above 0"),
+        ),
+        (),
+        f"The {kind} is so far out that its value is 0 or 1 to the last digit. There "
+        "its derivative is zero, whatever the loss asks for.",
+        "loss = torch.nn.functional.cross_entropy(scores, target)  # of the scores, "
+        "not of the probabilities;\nand keep the scores small: normalize the inputs",
+    )  # fmt: skip
+
+
+def _explain_clamp(seen: Observation, end: Passage) -> Iterator[Finding]:
+    if not _something_lower(seen):
+        _note_minimum(seen)
+        return
+    proof = seen.prove(
+        "gradient passed through the clamp",
+        OtherCalls({end.name: pass_straight_through}),
+    )
+    yield Finding(
+        Cause.clamped_at_bound,
+        0.95,
+        (
+            Evidence("share of entries outside the clamp", end.facts["outside"], "0"),
+            Evidence("gradient of its output", end.gradient_out or 0.0, "above 0"),
+            Evidence("gradient of its input", 0, "above 0"),
+        ),
+        (),
+        f"Everything that {end.name}() is given lies outside its bounds, or on them. It "
+        "returns the bound, and passes no gradient back.",
+        "with torch.no_grad():\n    x.clamp_(low, high)  # project after the step, "
+        "instead of a clamp inside the loss",
+        proof if helps(proof, 0.0) else None,
+    )
+
+
+def _explain_support(seen: Observation, end: Passage) -> Iterator[Finding]:
+    if not _something_lower(seen):
+        _note_minimum(seen)
+        return
+    yield out_of_support(seen, end.name)
+
+
+def out_of_support(seen: Observation, name: str | None = None) -> Finding:
+    """Return the finding: flat here, not flat further away."""
+    moved = [r for r, loss in seen.around.items() if not seen.same_loss(loss)]
+    where = () if name is None else (Evidence("gradient ends in", name, "nowhere"),)
+    return Finding(
+        Cause.out_of_support,
+        0.85,
+        (
+            Evidence("gradient", seen.gradient_norm, "above 0"),
+            Evidence("distance at which the loss first changes, in sizes of the "
+                     "variable", min(moved, default=math.inf), "any"),
+            *where,
+        ),
+        (),
+        "The loss is flat around here: what is moved does not touch what it should "
+        "match. Far enough away the loss does change.",
+        "loss = (position - target).square().sum()  # a loss that feels the distance, "
+        "or blur, or a start that overlaps",
+    )  # fmt: skip
+
+
+def _explain_constant(seen: Observation, end: Passage) -> Iterator[Finding]:
+    yield constant(seen)
+
+
+def constant(seen: Observation) -> Finding:
+    """Return the finding: the loss is the same wherever one goes."""
+    return Finding(
+        Cause.constant_objective,
+        0.95,
+        (
+            Evidence("loss at distances of 0.001 to 10 sizes of the variables",
+                     "the same up to rounding", "changing"),
+            Evidence("largest gradient entry",
+                     max((s for s in seen.fresh_largest), default=0.0), "above 0"),
+        ),
+        (),
+        "The objective uses the variables and does not depend on them: as a softmax over "
+        "one value, or the sum of something that is normalized to that sum.",
+        "torch.softmax(scores, dim=1)  # over the classes, not over the batch or one unit",
+    )  # fmt: skip
+
+
+def _something_lower(seen: Observation) -> bool:
+    """Whether the loss is lower anywhere that probes reach."""
+    first = seen.losses[0]
+    lowest = min((x for x in seen.around.values() if not math.isnan(x)), default=first)
+    return lowest < first - 1e-6 * abs(first)
+
+
+def _note_minimum(seen: Observation) -> None:
+    seen.notes.append(
+        Note("The gradient is zero, and no probe finds a lower loss nearby.",
+             Cause.at_minimum)
+    )  # fmt: skip
+
+
+_EXPLAIN = {
+    Cause.nondifferentiable_op: _explain_steps,
+    Cause.saturated_activation: _explain_saturated,
+    Cause.clamped_at_bound: _explain_clamp,
+    Cause.dead_relu: _explain_dead,
+    Cause.out_of_support: _explain_support,
+    Cause.constant_objective: _explain_constant,
+}
+
+__all__: Sequence[str] = ["Proof", "dead_ends", "not_a_number", "precision"]

@@ -1,0 +1,284 @@
+"""Rules about what the loss compares: exact tests of the values that enter it.
+
+These faults let the loss fall, so they are asked of every step, whether it learns or
+not. Each is a statement about values, not about names of functions.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from shared.diagnose.causes import Cause
+from shared.diagnose.flow import Passage
+from shared.diagnose.observation import STEPS_OF_PROOF, Observation
+from shared.diagnose.repairs import (
+    OtherCalls,
+    ScaledUpdate,
+    likelihood,
+    log_likelihood,
+    same_shape,
+)
+from shared.diagnose.report import Evidence, Finding
+from shared.diagnose.watch import StepRecord
+
+
+def loss_faults(seen: Observation) -> Iterator[Finding]:
+    """Give what is wrong with the comparison that the loss makes."""
+    yield from _double_softmax(seen)
+    yield from _broadcast(seen)
+    yield from _masked_out(seen)
+    yield from _paired_wrongly(seen)
+    yield from _wrong_way(seen)
+
+
+def _in_all_steps(seen: Observation, fact: str) -> list[Passage]:
+    """Return a fact's passages if each step watched in detail has one."""
+    found = []
+    for record in seen.detailed:
+        ways = [c.way for c in record.backwards if c.way is not None]
+        ways = ways or ([record.return_way] if record.return_way else [])
+        here = [p for way in ways for p in way.passages if p.facts.get(fact)]
+        if not here:
+            return []
+        found += here
+    return found
+
+
+def _double_softmax(seen: Observation) -> Iterator[Finding]:
+    passages = [
+        p for p in _in_all_steps(seen, "fed_probabilities")
+        if p.facts["kind"] in ("cross_entropy", "log_softmax", "with_logits")
+    ]  # fmt: skip
+    if not passages:
+        return
+    first = passages[0]
+    sigmoid = first.facts["kind"] == "with_logits"
+    classes = first.facts.get("classes", 2)
+    floor = (
+        math.log(1 + math.exp(-1)) if sigmoid
+        else math.log(1 + (classes - 1) / math.e)
+    )  # fmt: skip
+    repair = OtherCalls(
+        {"cross_entropy": log_likelihood, "binary_cross_entropy_with_logits": likelihood}
+    )
+    proof = seen.prove("the loss of the probabilities themselves", repair)
+    yield Finding(
+        Cause.double_softmax,
+        1.0,
+        (
+            Evidence("what enters the loss", "numbers between 0 and 1"
+                     + ("" if sigmoid else " whose rows sum to 1"), "any real numbers"),
+            Evidence("lowest loss that can then be reached", floor, "0"),
+            Evidence("loss now", seen.losses[-1], "falling toward 0"),
+        ),
+        (),
+        "The loss normalizes what it is given, and it is given probabilities. It can "
+        "never come near zero, and its gradient is far too small.",
+        "loss = torch.nn.functional."
+        + ("binary_cross_entropy_with_logits" if sigmoid else "cross_entropy")
+        + "(scores, target)  # scores without "
+        + ("sigmoid" if sigmoid else "softmax"),
+        proof,
+    )  # fmt: skip
+
+
+def _broadcast(seen: Observation) -> Iterator[Finding]:
+    passages = _in_all_steps(seen, "broadcast")
+    if not passages:
+        return
+    a, b = passages[0].facts["shapes"]
+    repair = OtherCalls(
+        dict.fromkeys(
+            ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "rsub"),
+            same_shape,
+        )
+    )
+    proof = seen.prove("target given the prediction's shape", repair)
+    yield Finding(
+        Cause.shape_broadcast,
+        1.0,
+        (
+            Evidence("shape of the two sides", f"{a} and {b}", "equal"),
+            Evidence("pairs compared",
+                     str(tuple(torch.broadcast_shapes(a, b))), f"{max(a, b, key=len)}"),
+        ),
+        (),
+        "Prediction and target have different shapes and are expanded against each "
+        "other: every prediction is compared with every target, and the best answer is "
+        "their mean.",
+        "prediction = prediction.squeeze(1)  # or target.unsqueeze(1)\n"
+        "assert prediction.shape == target.shape",
+        proof,
+    )  # fmt: skip
+
+
+def _masked_out(seen: Observation) -> Iterator[Finding]:
+    lost = _in_all_steps(seen, "classes_lost")
+    if lost:
+        counted = lost[0].facts["counted"]
+        yield _masked_finding(
+            f"{counted:.3g} of the targets; none of class "
+            + ", ".join(map(str, lost[0].facts["classes_lost"][:5])),
+            "The loss leaves out every target of a class: ignore_index names it, or its "
+            "weight is zero.",
+        )
+        return
+    shares = [_silent_rows(record) for record in seen.detailed]
+    if shares and all(share == 1.0 for share in shares):
+        blocked = any(
+            p.facts.get("constant_zero") and p.gradient_out for p in seen.passages
+        )
+        if blocked:
+            yield _masked_finding(
+                "0 of the targets", "The loss multiplies every target's part by zero."
+            )
+        return
+    classes = _silent_classes(seen)
+    if classes:
+        yield _masked_finding(
+            "no target of class " + ", ".join(map(str, classes)),
+            "The loss has no gradient with respect to any output of these targets.",
+        )
+
+
+def _masked_finding(counted: str, explanation: str) -> Finding:
+    return Finding(
+        Cause.targets_masked_out,
+        1.0,
+        (Evidence("targets that count", counted, "all but padding"),),
+        (),
+        explanation + " What does not count cannot be learned.",
+        "loss_fn = torch.nn.CrossEntropyLoss(ignore_index=-100)  # a number that is no "
+        "class\nassert mask.any() and (weight > 0).all()",
+    )
+
+
+def _silent_rows(record: StepRecord) -> float:
+    """Return the share of rows of the module's output without any gradient."""
+    rows = [m.gradient_rows for m in record.modules if m.gradient_rows is not None]
+    return float((rows[-1] == 0).double().mean()) if rows else math.nan
+
+
+def _silent_classes(seen: Observation) -> list[int]:
+    """Return classes all of whose targets give no gradient, in all watched steps."""
+    if seen.batch is None or not isinstance(seen.batch[1], torch.Tensor):
+        return []
+    silent: set[int] | None = None
+    for record in seen.detailed:
+        rows = [m.gradient_rows for m in record.modules if m.gradient_rows is not None]
+        target = seen.batch[1].flatten()
+        if not rows or len(rows[-1]) != len(target) or not _are_classes(target):
+            return []
+        zero = rows[-1] == 0
+        here = {int(c) for c in target.unique() if zero[target == c].all()}
+        if zero.all():
+            return []
+        silent = here if silent is None else silent & here
+    return sorted(silent or ())
+
+
+def _are_classes(target: torch.Tensor) -> bool:
+    few = target.unique().numel() <= max(2, len(target) // 3)
+    return few and bool((target == target.round()).all())
+
+
+def _paired_wrongly(seen: Observation) -> Iterator[Finding]:
+    """Rows of the named batch that the step pairs with other rows' targets."""
+    if seen.batch is None:
+        return
+    shares = [_share_paired(seen, record) for record in seen.detailed]
+    shares = [share for share in shares if share is not None]
+    if not shares or min(shares) > 0.9:
+        return
+    if max(shares) > 0.95:
+        return
+    yield Finding(
+        Cause.labels_misaligned,
+        1.0,
+        (
+            Evidence("inputs whose target in the step is their own",
+                     max(shares), "1"),
+        ),
+        (),
+        "The step pairs inputs with targets of other inputs: both are shuffled, sorted "
+        "or cut, and not by the same index.",
+        "order = torch.randperm(len(x))\nx, y = x[order], y[order]  # one order for both",
+    )  # fmt: skip
+
+
+def _share_paired(seen: Observation, record: StepRecord) -> float | None:
+    """Return the share of the step's inputs that meet the target of their own row."""
+    x, y = seen.batch
+    if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
+        return None
+    if x.dim() < 1 or len(x) != len(y) or not record.pairs:
+        return None
+    for inputs, target in record.pairs:
+        rows = _find_rows(inputs, x)
+        if rows is None or len(target) != len(rows):
+            continue
+        own = y[rows].reshape(len(rows), -1)
+        given = target.reshape(len(rows), -1)
+        if own.shape == given.shape:
+            return float((own == given.to(own.dtype)).all(dim=1).double().mean())
+    return None
+
+
+def _find_rows(inputs: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+    """Return for each row of ``inputs`` its place in ``x``; None if one has none."""
+    if inputs.shape[1:] != x.shape[1:] or len(x) > 5000:
+        return None
+    places: dict[bytes, int] = {}
+    for k, row in enumerate(x.detach().to(torch.float64).reshape(len(x), -1).numpy()):
+        key = row.tobytes()
+        if key in places:
+            return None  # two equal inputs: their rows cannot be told apart
+        places[key] = k
+    rows = inputs.detach().to(torch.float64).reshape(len(inputs), -1).numpy()
+    found = [places.get(row.tobytes(), -1) for row in rows]
+    return None if -1 in found or not found else torch.tensor(found)
+
+
+def _wrong_way(seen: Observation) -> Iterator[Finding]:
+    """The loss falls, and what it is meant to improve gets worse."""
+    change = seen.metric_change
+    if change is None or not all(map(math.isfinite, change)):
+        return
+    before, after = change
+    if not (after < before - 1e-6 * max(abs(before), abs(after)) and seen.fall > 0):
+        return
+    reciprocal = any(p.facts.get("reciprocal") for p in seen.passages)
+    evidence = (
+        Evidence("loss, before and after", f"{seen.progress[0]:.4g} -> "
+                 f"{seen.progress[1]:.4g}", "falling"),
+        Evidence("metric, before and after", f"{before:.4g} -> {after:.4g}", "rising"),
+    )  # fmt: skip
+    if not reciprocal and _other_way_is_better(seen, before):
+        yield Finding(
+            Cause.wrong_sign,
+            0.95,
+            evidence,
+            (),
+            "The optimizer does what it is told: the loss falls. But the metric falls "
+            "with it, so what is minimized is what should be maximized.",
+            "loss = -score  # an optimizer minimizes; or optimizer(..., maximize=True)",
+        )
+        return
+    yield Finding(
+        Cause.runaway_loss,
+        0.9,
+        evidence,
+        (),
+        "The loss falls as it should, and the metric gets worse: the loss rewards "
+        "something else than what it is meant to measure.",
+        "loss = torch.nn.functional.mse_loss(prediction, target)  # not its reciprocal",
+    )
+
+
+def _other_way_is_better(seen: Observation, before: float) -> bool:
+    """Whether the metric rises when every update is turned around."""
+    repair = ScaledUpdate(seen.tensors, -1.0)
+    seen.trials.run(STEPS_OF_PROOF, repair.level, repair)
+    after = seen.measure_metric()
+    return after is not None and after > before

@@ -1,0 +1,430 @@
+"""What was seen of a step, as answers to the questions that the rules ask."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from shared.diagnose.flow import Passage, Way
+from shared.diagnose.repairs import Repair
+from shared.diagnose.report import Finding, Note, Proof
+from shared.diagnose.trials import OutOfBudget, Trials
+from shared.diagnose.watch import BackwardCall, Level, StepRecord, UpdateCall, quiet
+
+STEPS_IN_DETAIL = 3
+STEPS_WATCHED = 20
+STEPS_OF_PROOF = 8
+RADII = (1e-3, 1e-1, 1.0, 10.0)
+"""Distances at which the loss is probed, in multiples of the variables' own size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable:
+    """A tensor that should change, under the name by which the reader knows it."""
+
+    name: str
+    tensor: torch.Tensor
+
+
+@dataclasses.dataclass
+class Observation:
+    """All that is known about a step when the rules are asked.
+
+    Args:
+        variables: what should change.
+        trials: runs the step from the kept state.
+        optimizer: the reader's, or None.
+        module: the module that `variables` was, if it was one.
+        loss_fn: compares a prediction with a target, if the reader named it.
+        batch: inputs and targets, if the reader named them.
+        objective: a function of the variable, if the reader named it.
+        metric: gives a number that should rise, if the reader named it.
+    """
+
+    variables: list[Variable]
+    trials: Trials
+    optimizer: torch.optim.Optimizer | None = None
+    module: torch.nn.Module | None = None
+    loss_fn: Callable[..., torch.Tensor] | None = None
+    batch: tuple[torch.Tensor, torch.Tensor] | None = None
+    objective: Callable[..., Any] | None = None
+    metric: Callable[[], float] | None = None
+    notes: list[Note] = dataclasses.field(default_factory=list)
+    skipped: list[str] = dataclasses.field(default_factory=list)
+    rebound: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """What stood, after the watched steps, where a variable had stood."""
+    _metric_after: float | None = None
+
+    # -- the watched steps ------------------------------------------------------------
+
+    @cached_property
+    def records(self) -> list[StepRecord]:
+        """The first steps from the kept state, three of them watched in detail."""
+        records = self.trials.run(STEPS_IN_DETAIL, Level.EVERYTHING)
+        if len(records) < STEPS_IN_DETAIL or records[-1].error is not None:
+            self.rebound = self.trials.snapshot.rebound(self.tensors)
+            self._metric_after = None
+            return records
+        more = STEPS_WATCHED - STEPS_IN_DETAIL
+        records += self.trials.go_on(more, Level.GRADIENTS)
+        if not any(r.updates for r in records) and self.optimizers:
+            # An optimizer that waits: gradients of many batches may be collected.
+            records += self.trials.go_on(STEPS_WATCHED, Level.GRADIENTS)
+        self._metric_after = self.measure_metric()
+        self.rebound = self.trials.snapshot.rebound(self.tensors)
+        return records
+
+    @cached_property
+    def metric_change(self) -> tuple[float, float] | None:
+        """The reader's metric before and after the watched steps."""
+        if self.metric is None or len(self.records) < STEPS_IN_DETAIL:
+            return None
+        self.trials.snapshot.restore()
+        before = self.measure_metric()
+        after = self._metric_after
+        if before is None or after is None:
+            return None
+        return before, after
+
+    def measure_metric(self) -> float | None:
+        """Return the reader's metric of the variables as they are now."""
+        if self.metric is None:
+            return None
+        with quiet():
+            value = self.metric()
+        return float(value)
+
+    @property
+    def detailed(self) -> list[StepRecord]:
+        """The steps that were watched in detail."""
+        return self.records[:STEPS_IN_DETAIL]
+
+    @cached_property
+    def losses(self) -> list[float]:
+        """The losses that the watched steps returned."""
+        return [record.loss for record in self.records if record.error is None]
+
+    @cached_property
+    def error(self) -> BaseException | None:
+        """What the reader's code raised, if it did."""
+        return next((r.error for r in self.records if r.error is not None), None)
+
+    @cached_property
+    def ways(self) -> list[Way]:
+        """All ways from the variables to a loss that were examined."""
+        found = [c.way for r in self.detailed for c in r.backwards if c.way is not None]
+        if not found:
+            found = [r.return_way for r in self.detailed if r.return_way is not None]
+        return found
+
+    @cached_property
+    def backwards(self) -> list[BackwardCall]:
+        """All backward calls of all watched steps."""
+        return [call for record in self.records for call in record.backwards]
+
+    @cached_property
+    def updates(self) -> list[UpdateCall]:
+        """All optimizer calls of all watched steps."""
+        return [call for record in self.records for call in record.updates]
+
+    @cached_property
+    def passages(self) -> list[Passage]:
+        """The calls between variables and loss in the first examined way of each step."""
+        return [p for way in self.ways for p in way.passages]
+
+    @cached_property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Every optimizer that the step reaches, the reader's first."""
+        known = list(self.trials.snapshot.optimizers)
+        if self.optimizer is not None:
+            known = [self.optimizer] + [o for o in known if o is not self.optimizer]
+        return known
+
+    # -- the variables, by index ------------------------------------------------------
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The variables' tensors."""
+        return [v.tensor for v in self.variables]
+
+    @property
+    def everything(self) -> range:
+        """The indices of all variables."""
+        return range(len(self.variables))
+
+    def names(self, which: Iterable[int]) -> tuple[str, ...]:
+        """Return the names of some variables."""
+        return tuple(self.variables[i].name for i in which)
+
+    @cached_property
+    def moves(self) -> list[bool]:
+        """Whether a variable changed in any watched step."""
+        return [
+            any(not _same(r.before[i], r.after[i]) for r in self.records if r.after)
+            for i in self.everything
+        ]
+
+    @cached_property
+    def in_graph(self) -> list[bool]:
+        """Whether a gradient can reach, or reached, a variable."""
+        reached = set().union(*(way.reached_by_graph for way in self.ways), set())
+        return [
+            i in reached or any(c.fresh[i] is not None for c in self.backwards)
+            for i in self.everything
+        ]
+
+    @cached_property
+    def in_values(self) -> list[bool]:
+        """Whether a variable's value was seen to enter a loss."""
+        bits = 0
+        for way in self.ways:
+            bits |= way.reached_by_values
+        return [bool(bits >> i & 1) for i in self.everything]
+
+    @cached_property
+    def fresh_largest(self) -> list[float]:
+        """The largest entry of any gradient that a variable was given; NaN counts."""
+        return [
+            _largest(c.fresh[i] for c in self.backwards if c.fresh[i] is not None)
+            for i in self.everything
+        ]
+
+    def held_by(self, i: int) -> list[torch.optim.Optimizer]:
+        """Return the optimizers that hold a variable."""
+        return [o for o in self.optimizers if _holds(o, self.tensors[i])]
+
+    @cached_property
+    def stepped(self) -> list[bool]:
+        """Whether some optimizer that holds a variable was called."""
+        return [any(i in u.holds for u in self.updates) for i in self.everything]
+
+    @cached_property
+    def trainable(self) -> list[int]:
+        """Variables that require gradients."""
+        return [i for i in self.everything if self.tensors[i].requires_grad]
+
+    @cached_property
+    def gradient_is_zero(self) -> bool:
+        """Whether gradients arrive, and every entry of all of them is exactly zero."""
+        sizes = [self.fresh_largest[i] for i in self.everything if self.in_graph[i]]
+        given = [c for c in self.backwards if any(f is not None for f in c.fresh)]
+        return bool(given) and bool(sizes) and all(size == 0 for size in sizes)
+
+    # -- does it learn? ---------------------------------------------------------------
+
+    @cached_property
+    def end(self) -> list[torch.Tensor]:
+        """The variables' values after the watched steps."""
+        return self.records[-1].after
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether two steps from the same values give different losses."""
+        self.records  # noqa: B018  (first of all, the steps as they are)
+        found = self.trials.run(2, values=self.trials.start, pinned=True)
+        if len(found) < 2:
+            return False
+        same = found[0].loss == found[1].loss
+        if not same:
+            self.trials.draws = 4
+        return not same
+
+    @cached_property
+    def progress(self) -> tuple[float, float]:
+        """The loss before and after the watched steps, on the same draws."""
+        if not self.is_random:
+            after = self.trials.loss_at(self.end)
+            return self.losses[0], after
+        return self.trials.loss_at(self.trials.start), self.trials.loss_at(self.end)
+
+    @cached_property
+    def fall(self) -> float:
+        """By which share of its size the loss fell in the watched steps."""
+        before, after = self.progress
+        if not (math.isfinite(before) and math.isfinite(after)):
+            return -math.inf
+        return (before - after) / max(abs(before), 1e-12)
+
+    @cached_property
+    def learns(self) -> bool:
+        """Whether the loss clearly falls."""
+        return self.fall > 0.03
+
+    # -- probes -----------------------------------------------------------------------
+
+    @cached_property
+    def sizes(self) -> list[float]:
+        """The root mean square of each variable; 1 where it is all zeros."""
+        found = []
+        for start in self.trials.start:
+            size = float(start.double().square().mean().sqrt()) if start.numel() else 0.0
+            found.append(size if size > 0 and math.isfinite(size) else 1.0)
+        return found
+
+    def random_direction(
+        self, seed: int, which: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
+        """Return Gaussian noise of each variable's own size, zeros for the others."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = set(self.everything if which is None else which)
+        return [
+            size * torch.randn(start.shape, generator=generator, dtype=torch.float64)
+            if i in chosen and start.is_floating_point()
+            else torch.zeros(start.shape, dtype=torch.float64)
+            for i, (start, size) in enumerate(
+                zip(self.trials.start, self.sizes, strict=True)
+            )
+        ]
+
+    def losses_around(
+        self, which: Sequence[int] | None = None, radii: Sequence[float] = RADII
+    ) -> dict[float, float]:
+        """Return the loss of one step at several distances in a random direction."""
+        found = {}
+        for number, radius in enumerate(radii):
+            direction = self.random_direction(number, which)
+            values = self.trials.moved(direction, radius)
+            records = self.trials.run(1, values=values)
+            found[radius] = records[0].loss if records else math.nan
+        return found
+
+    @cached_property
+    def around(self) -> dict[float, float]:
+        """The loss at several distances from the start, all variables moved."""
+        return self.losses_around()
+
+    @cached_property
+    def loss_is_constant(self) -> bool:
+        """Whether the loss stays the same, up to rounding, wherever one goes."""
+        return all(self.same_loss(loss) for loss in self.around.values())
+
+    def same_loss_exactly(self, loss: float) -> bool:
+        """Whether a loss is that of the first step to the bit."""
+        return loss == self.losses[0] or (loss != loss and self.losses[0] != self.losses[0])
+
+    def same_loss(self, loss: float, beside: float | None = None) -> bool:
+        """Whether two losses agree up to a few units in the last place."""
+        first = self.losses[0] if beside is None else beside
+        if math.isnan(loss) or math.isnan(first):
+            return math.isnan(loss) and math.isnan(first)
+        return loss == first or abs(loss - first) <= 1e-6 * max(abs(first), abs(loss))
+
+    @cached_property
+    def gradient(self) -> list[torch.Tensor]:
+        """The mean gradient at the start, float64, zeros where there is none."""
+        self.is_random  # noqa: B018  (sets over how many draws the mean is taken)
+        return self.trials.gradient_at(self.trials.start)
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        """The norm of the mean gradient at the start."""
+        return norm(self.gradient)
+
+    @cached_property
+    def update(self) -> list[torch.Tensor]:
+        """The mean change of the variables in one of the watched steps."""
+        first = self.records[0].before
+        moving = [r for r in self.records if r.after]
+        return [
+            (b.double() - a.double()) / max(len(moving), 1)
+            for a, b in zip(first, moving[-1].after, strict=True)
+        ]
+
+    @cached_property
+    def first_update(self) -> list[torch.Tensor]:
+        """The variables' change in the first step that changed any."""
+        for record in self.records:
+            if record.after and any(record.moved()):
+                return [
+                    b.double() - a.double()
+                    for a, b in zip(record.before, record.after, strict=True)
+                ]
+        return [torch.zeros_like(s, dtype=torch.float64) for s in self.trials.start]
+
+    def along(
+        self, direction: Sequence[torch.Tensor], distances: Iterable[float]
+    ) -> dict[float, float]:
+        """Return the mean loss at some distances from the start along a direction."""
+        return {
+            distance: self.trials.loss_at(self.trials.moved(direction, distance))
+            for distance in distances
+        }
+
+    # -- proofs -----------------------------------------------------------------------
+
+    def prove(
+        self,
+        text: str,
+        repair: Repair,
+        steps: int = STEPS_OF_PROOF,
+        values: Sequence[torch.Tensor] | None = None,
+    ) -> Proof | None:
+        """Run some steps with a repair, beside the same number without it."""
+        try:
+            repaired = self.trials.run(steps, repair.level, repair, values)
+        except OutOfBudget:
+            self.skipped.append(f"proof by '{text}' (no steps left)")
+            return None
+        losses = tuple(r.loss for r in repaired if r.error is None)
+        without = tuple(self.losses[: len(losses)])
+        if not losses or not without:
+            return None
+        return Proof(text, without, losses)
+
+
+def helps(proof: Proof | None, least: float = 0.01) -> bool:
+    """Whether a repair brings the loss down further than going on without it."""
+    if proof is None:
+        return False
+    ends = proof.with_repair[-1], proof.without[-1]
+    if not math.isfinite(ends[0]):
+        return False
+    if not math.isfinite(ends[1]):
+        return True
+    start = proof.without[0] if math.isfinite(proof.without[0]) else proof.with_repair[0]
+    return ends[1] - ends[0] > least * max(abs(start), 1e-12)
+
+
+def hurts(proof: Proof | None) -> bool:
+    """Whether a repair was tried and made the loss no better."""
+    return proof is not None and not helps(proof, 0.0)
+
+
+def norm(tensors: Iterable[torch.Tensor]) -> float:
+    """Return the norm of all entries together, in float64."""
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
+
+
+def cosine(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
+    """Return the cosine of the angle between two lists of tensors; NaN at zero."""
+    product = sum(
+        float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True)
+    )
+    size = norm(a) * norm(b)
+    return product / size if size > 0 else math.nan
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _holds(optimizer: torch.optim.Optimizer, tensor: torch.Tensor) -> bool:
+    return any(p is tensor for group in optimizer.param_groups for p in group["params"])
+
+
+def _largest(gradients: Iterable[torch.Tensor]) -> float:
+    largest = 0.0
+    for gradient in gradients:
+        if not gradient.numel():
+            continue
+        size = float(gradient.abs().max())
+        if math.isnan(size):
+            return math.nan
+        largest = max(largest, size)
+    return largest
+
+
+Rule = Callable[[Observation], Iterable[Finding]]

@@ -1,0 +1,512 @@
+"""Rules for steps that are connected and still get nowhere: landscape and chance.
+
+They compare losses at moved values of the variables, on the same draws of batches and
+random numbers. Each ends in a trial: where the repair does not help, nothing is said.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from shared.diagnose.causes import Cause
+from shared.diagnose.curvature import Curvature, curvature
+from shared.diagnose.dead_ends import constant, out_of_support
+from shared.diagnose.observation import Observation, cosine, helps, norm
+from shared.diagnose.repairs import (
+    Repair,
+    RightUpdate,
+    ScaledUpdate,
+    Standardized,
+    standardized,
+)
+from shared.diagnose.report import Evidence, Finding, Note
+from shared.diagnose.structure import structure
+
+DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
+"""Multiples of one update at which the loss is probed along it."""
+
+
+def progress(seen: Observation) -> Iterator[Finding]:
+    """Give why the loss does not fall, if it does not."""
+    found = list(structure(seen))
+    yield from found
+    if found:
+        return
+    wild = list(_wild_inputs(seen))
+    yield from wild
+    if wild or seen.learns:
+        return
+    for rule in _RULES:
+        found = list(rule(seen))
+        yield from found
+        if found or any(n.cause == Cause.at_minimum for n in seen.notes):
+            return
+    if seen.fall > 0:
+        seen.notes.append(Note("The loss falls slowly, and steadily."))
+
+
+# -- flat ------------------------------------------------------------------------------
+
+
+def _flat(seen: Observation) -> Iterator[Finding]:
+    """The loss does not change, or the gradient is exactly zero."""
+    if seen.loss_is_constant:
+        stale = max(seen.fresh_largest, default=0.0) > 1e-5 * max(abs(seen.losses[0]), 1e-3)
+        if not any(seen.in_values) or (stale and _bit_constant(seen)):
+            yield _stale(seen)
+        else:
+            yield constant(seen)
+
+
+def _bit_constant(seen: Observation) -> bool:
+    return all(seen.same_loss_exactly(loss) for loss in seen.around.values())
+
+
+def _stale(seen: Observation) -> Finding:
+    return Finding(
+        Cause.variable_not_used,
+        0.95,
+        (
+            Evidence("loss at distances of 0.001 to 10 sizes of the variables",
+                     "the same to the bit", "changing"),
+            Evidence("largest gradient entry", max(seen.fresh_largest), "-"),
+        ),
+        (),
+        "The variables get a gradient, and the loss does not depend on their values: "
+        "it is computed from what they were before, in a copy or an earlier result.",
+        "loss = objective(x)  # all of it inside the step, from x as it is now",
+    )  # fmt: skip
+
+
+def _stationary(seen: Observation) -> Iterator[Finding]:
+    """The gradient is exactly zero, or tiny, at a point that is no minimum."""
+    if not _is_stationary(seen):
+        return
+    bend = curvature(seen)
+    products = [
+        p for p in seen.passages
+        if p.facts.get("kind") == "product" and any(p.facts["zero_factors"])
+        and not p.facts["constant_zero"]
+    ]  # fmt: skip
+    goes_down = bend.gain > 1e-6 * max(abs(seen.losses[0]), 1e-12)
+    if not goes_down:
+        lower = [x for x in seen.around.values() if x < seen.losses[0] - 1e-6]
+        flat_near = seen.same_loss(seen.around[1e-3])
+        if lower and flat_near and bend.lowest == 0:
+            yield out_of_support(seen)
+        else:
+            _note_minimum(seen, bend)
+        return
+    evidence = (
+        Evidence("norm of the gradient", seen.gradient_norm, "above 0"),
+        Evidence("lowest curvature", bend.lowest, "0 or above, at a minimum"),
+        Evidence("highest curvature", bend.highest, "-"),
+        Evidence("loss along the lowest curvature",
+                 f"{seen.losses[0]:.6g} -> {seen.losses[0] - bend.gain:.6g}", "rising"),
+    )  # fmt: skip
+    saddle = Finding(
+        Cause.saddle_point,
+        0.9,
+        evidence,
+        (),
+        "The gradient is zero, or nearly, and the loss bends down in some direction: "
+        "this is a saddle, and plain steps leave it slowly or not at all.",
+        "with torch.no_grad():\n    x.add_(1e-2 * torch.randn_like(x))  # once: break "
+        "the tie",
+    )
+    stationary = Finding(
+        Cause.stationary_not_minimum,
+        0.9,
+        evidence,
+        (),
+        "The gradient is exactly zero, and lower losses lie next to this point: it is "
+        "no minimum. "
+        + ("Two factors are zero, and each blocks the other's gradient."
+           if products else "It is a maximum, or a degenerate point."),
+        "torch.nn.init.normal_(factor, std=1e-2)  # let not all factors start at zero",
+    )  # fmt: skip
+    mixed = bend.highest > 1e-3 * abs(bend.lowest)
+    exact = seen.gradient_is_zero
+    if exact and (products or not mixed):
+        yield stationary
+        yield saddle
+    else:
+        yield saddle
+        yield stationary
+
+
+def _is_stationary(seen: Observation) -> bool:
+    """Whether the gradient is so small that a move of the variables' size gains nothing."""
+    if seen.gradient_is_zero:
+        return True
+    slope = seen.gradient_norm * math.hypot(*seen.sizes)
+    return slope < 1e-4 * max(abs(seen.losses[0]), 1e-12)
+
+
+def _note_minimum(seen: Observation, bend: Curvature | None = None) -> None:
+    lowest = "" if bend is None else f" Lowest curvature found: {bend.lowest:.3g}."
+    seen.notes.append(
+        Note(
+            f"The gradient's norm is {seen.gradient_norm:.3g}, and no probe finds a lower "
+            f"loss nearby: this is a minimum.{lowest}",
+            Cause.at_minimum,
+        )
+    )
+
+
+# -- the size and the sign of the step --------------------------------------------------
+
+
+def _scale(seen: Observation) -> Iterator[Finding]:
+    """The update is much too small, much too large, or points the wrong way."""
+    update = seen.first_update
+    if not norm(update) or not math.isfinite(norm(update)):
+        return
+    start = seen.progress[0]
+    along = {0.0: start} | seen.along(update, DISTANCES)
+    known = {c: x for c, x in along.items() if math.isfinite(x)}
+    best = min(known, key=known.get)
+    gain = start - known[best]
+    small = [known[c] for c in (0.01, 0.1) if c in known]
+    scale = max(abs(start), 1e-12)
+    if best == 0.0:
+        yield from _wrong_sign(seen, along, start)
+        return
+    if gain <= 1e-4 * scale:
+        return
+    if best >= 100 and start - seen.progress[1] < 0.05 * gain:
+        yield from _too_small(seen, best, along)
+    elif min(small) < start or best <= 1:
+        yield from _too_large(seen, along, start)
+
+
+def _wrong_sign(
+    seen: Observation, along: dict[float, float], start: float
+) -> Iterator[Finding]:
+    rises = along[0.01] > start or along[0.1] > start
+    against = cosine(seen.first_update, [-g for g in seen.gradient])
+    if not rises:
+        return
+    proof = seen.prove(
+        "the update turned around", ScaledUpdate(seen.tensors, -1.0)
+    )
+    if not helps(proof, 0.0) or not proof.with_repair[-1] < proof.with_repair[0]:
+        return
+    yield Finding(
+        Cause.wrong_sign,
+        0.95,
+        (
+            Evidence("cosine of update and negative gradient of what backward starts "
+                     "from", against, "about 1"),
+            Evidence("loss after 0.01 of one update", along[0.01], f"below {start:.6g}"),
+            Evidence("loss after one update", along[1.0], f"below {start:.6g}"),
+        ),
+        (),
+        "Every update raises the loss, however small it is made: it goes the wrong way.",
+        "x -= learning_rate * x.grad  # minus to minimize; loss = -score to maximize",
+        proof,
+    )  # fmt: skip
+
+
+def _too_small(
+    seen: Observation, best: float, along: dict[float, float]
+) -> Iterator[Finding]:
+    factor = best / 10
+    proof = seen.prove(
+        f"updates {factor:g} times as large", ScaledUpdate(seen.tensors, factor)
+    )
+    if not helps(proof, 0.01):
+        return
+    yield Finding(
+        Cause.step_too_small,
+        0.9,
+        (
+            Evidence("update that a search along it asks for, over the one made", best,
+                     "about 1 to 30"),
+            Evidence("share of the loss gone after the watched steps", seen.fall,
+                     "above 0.03"),
+            Evidence("change over size of the variables", _relative(seen), "0.0001 to 0.1"),
+        ),
+        (),
+        "The updates point the right way and are far too small: one of them, made "
+        f"{best:g} times as long, would gain more than all of them.",
+        "optimizer = torch.optim.SGD(parameters, lr=larger)  # or a smaller eps in Adam, "
+        "a larger loss scale",
+        proof,
+    )  # fmt: skip
+
+
+def _relative(seen: Observation) -> float:
+    return norm(seen.first_update) / max(norm(seen.trials.start), 1e-12)
+
+
+def _too_large(
+    seen: Observation, along: dict[float, float], start: float
+) -> Iterator[Finding]:
+    for factor in (0.1, 0.01, 0.001):
+        repair = ScaledUpdate(seen.tensors, factor)
+        proof = seen.prove(f"updates {factor:g} times as large", repair, steps=12)
+        if proof is None:
+            return
+        after = proof.with_repair[-1]
+        falls = proof.with_repair[0] - after > 0.01 * max(abs(start), 1e-12)
+        if helps(proof, 0.01) and falls and not seen.is_random:
+            break
+        if seen.is_random and _falls_pinned(seen, repair):
+            break
+    else:
+        return
+    yield Finding(
+        Cause.lr_too_large,
+        0.9,
+        (
+            Evidence("loss before and after the watched steps",
+                     f"{start:.4g} -> {seen.progress[1]:.4g}", "falling"),
+            Evidence("loss after one whole update", along[1.0], f"below {start:.4g}"),
+            Evidence(f"loss after {factor:g} of it", along.get(factor, math.nan),
+                     f"below {start:.4g}"),
+        ),
+        (),
+        "The updates point the right way and overshoot: smaller ones lower the loss, "
+        "these do not.",
+        'for group in optimizer.param_groups:\n    group["lr"] *= '
+        f"{factor:g}",
+        proof,
+    )  # fmt: skip
+
+
+def _falls_pinned(seen: Observation, repair: Repair) -> bool:
+    """Whether a repair lowers the mean loss over the draws that are probed."""
+    records = seen.trials.run(12, repair.level, repair)
+    after = seen.trials.loss_at(_ends_of(records, seen))
+    return seen.progress[0] - after > 0.01 * max(abs(seen.progress[0]), 1e-12)
+
+
+def _ends_of(records: Sequence, seen: Observation) -> list[torch.Tensor]:  # noqa: ANN401
+    return [v.detach().clone() for v in seen.tensors]
+
+
+# -- chance -----------------------------------------------------------------------------
+
+
+def _noise(seen: Observation) -> Iterator[Finding]:
+    """The gradient of one draw says little about the mean gradient."""
+    if not seen.is_random:
+        return
+    draws = seen.trials.run(12, values=seen.trials.start, pinned=True, level=1)
+    gradients = [
+        torch.cat([g.double().flatten() for g in r.fresh() if g is not None])
+        for r in draws
+        if any(g is not None for g in r.fresh())
+    ]
+    if len(gradients) < 4 or len({len(g) for g in gradients}) > 1:
+        return
+    stacked = torch.stack(gradients)
+    mean = stacked.mean(dim=0)
+    noise = float((stacked - mean).square().sum(dim=1).mean()) * len(stacked)
+    noise /= len(stacked) - 1
+    signal = max(float(mean.square().sum()) - noise / len(stacked), 0.0)
+    ratio = signal / noise if noise > 0 else math.inf
+    if ratio > 0.1:
+        return
+    for factor in (0.1, 0.01):
+        repair = ScaledUpdate(seen.tensors, factor)
+        proof = seen.prove(f"updates {factor:g} times as large", repair, steps=20)
+        better = proof is not None and _falls_pinned(seen, repair)
+        if better:
+            break
+    else:
+        seen.notes.append(
+            Note("The gradient is mostly noise, and no repair lowers the mean loss.",
+                 Cause.at_minimum)
+        )  # fmt: skip
+        return
+    yield Finding(
+        Cause.gradient_noise,
+        0.8,
+        (
+            Evidence("squared mean gradient over the variance of one draw", ratio,
+                     "above 0.1"),
+            Evidence("loss before and after the watched steps",
+                     f"{seen.progress[0]:.4g} -> {seen.progress[1]:.4g}", "falling"),
+        ),
+        (),
+        "The gradient changes from draw to draw by more than it is: the variables move "
+        "at random. Averaged over more draws it has a direction.",
+        "loader = DataLoader(data, batch_size=larger)  # or several draws a step, and a "
+        "smaller learning rate",
+        proof,
+    )  # fmt: skip
+
+
+# -- jumps ------------------------------------------------------------------------------
+
+
+def _jumps(seen: Observation) -> Iterator[Finding]:
+    """The loss jumps, and its gradient does not know."""
+    if seen.is_random or not seen.gradient_norm:
+        return
+    direction = seen.first_update
+    if not norm(direction):
+        return
+    found = _find_jump(seen, direction)
+    if found is None:
+        return
+    jump, slope = found
+    yield Finding(
+        Cause.discontinuous_loss,
+        0.85,
+        (
+            Evidence("change of the loss between two neighboring points", jump,
+                     f"about {slope:.2g}, from the gradient"),
+        ),
+        (),
+        "The loss jumps on the way of the updates. The gradient is that of the pieces "
+        "between the jumps, and leads across them.",
+        "weight = torch.sigmoid((x - threshold) / temperature)  # instead of x > "
+        "threshold",
+    )  # fmt: skip
+
+
+def _find_jump(
+    seen: Observation, direction: Sequence[torch.Tensor]
+) -> tuple[float, float] | None:
+    """Halve an interval toward its larger change; return a change that stays."""
+    total = [
+        sum((e.double() - b.double()) for b, e in [(r, s)])
+        for r, s in zip(seen.trials.start, seen.end, strict=True)
+    ]
+    if norm(total) > 0.1 * norm(direction):
+        direction = total
+    low, high = 0.0, 1.0
+    at: dict[float, float] = {low: seen.losses[0]}
+    at |= seen.along(direction, [high])
+    if seen.same_loss(at[high]):
+        high = 4.0
+        at |= seen.along(direction, [high])
+    whole = high - low
+    grid = [low + whole * k / 8 for k in range(1, 8)]
+    at |= seen.along(direction, grid)
+    points = sorted(at)
+    pairs = list(zip(points, points[1:], strict=False))
+    low, high = max(pairs, key=lambda p: abs(at[p[1]] - at[p[0]]))
+    first = abs(at[high] - at[low])
+    for _ in range(8):
+        middle = (low + high) / 2
+        at |= seen.along(direction, [middle])
+        if abs(at[middle] - at[low]) > abs(at[high] - at[middle]):
+            high = middle
+        else:
+            low = middle
+    jump = abs(at[high] - at[low])
+    slope = first / 256
+    scale = max(abs(seen.losses[0]), 1e-12)
+    if jump > 0.3 * first and jump > 1e-3 * scale:
+        return jump, slope
+    return None
+
+
+# -- data -------------------------------------------------------------------------------
+
+
+def _wild_inputs(seen: Observation) -> Iterator[Finding]:
+    """Inputs on a scale that the network cannot work with: standardize, and look."""
+    if seen.module is None:
+        return
+    calls = [m for r in seen.detailed for m in r.modules]
+    if not calls:
+        return
+    scale = calls[0].input_scale
+    if scale is None:
+        return
+    largest, spread = scale
+    if largest < 10 and spread < 50:
+        return
+    module = calls[0].module
+    good = seen.learns and _is_good(seen)
+    if good:
+        return
+    proof = seen.prove("inputs standardized", Standardized(module), steps=16)
+    if proof is None or not helps(proof, 0.1):
+        return
+    yield Finding(
+        Cause.unnormalised_data,
+        0.9,
+        (
+            Evidence("largest input size (root mean square of a column)", largest,
+                     "about 1"),
+            Evidence("largest over smallest column", spread, "below 10"),
+        ),
+        (),
+        "The inputs are on scales that one learning rate cannot serve: the same loop "
+        "learns when each column is standardized.",
+        "x = (x - x_train.mean(0)) / x_train.std(0)  # with the training set's numbers",
+        proof,
+    )  # fmt: skip
+
+
+def _is_good(seen: Observation) -> bool:
+    return seen.fall > 0.5
+
+
+def _labels(seen: Observation) -> Iterator[Finding]:
+    """Targets that have nothing to do with the inputs they are paired with."""
+    if seen.batch is None:
+        return
+    x, y = seen.batch
+    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
+        return
+    if x.dim() < 2 or len(x) != len(y) or len(x) < 20:
+        return
+    hits, chance = _neighbor_agreement(x, y)
+    if hits > chance:
+        return
+    yield Finding(
+        Cause.labels_misaligned,
+        0.6,
+        (
+            Evidence("targets that agree with those of the nearest inputs", hits,
+                     f"above {chance:.2f}, what shuffled targets reach"),
+            Evidence("share of the loss gone", seen.fall, "above 0.03"),
+        ),
+        (),
+        "Similar inputs have targets no more alike than shuffled ones: the targets do "
+        "not belong to these inputs.",
+        "assert (labels[order] == dataset.labels[order]).all()  # one order for both",
+    )  # fmt: skip
+
+
+def _neighbor_agreement(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """Return how well near inputs' targets agree, and the 95 % level under shuffling."""
+    limit = 512
+    x = standardized(x[:limit].double().reshape(min(len(x), limit), -1))
+    y = y[:limit].double().reshape(len(x), -1)
+    distance = torch.cdist(x, x)
+    distance.fill_diagonal_(math.inf)
+    near = distance.topk(min(5, len(x) - 1), largest=False).indices
+    classes = bool((y == y.round()).all()) and y.unique().numel() <= max(2, len(y) // 3)
+
+    def agreement(target: torch.Tensor) -> float:
+        if classes:
+            same = (target[near] == target[:, None]).all(dim=-1)
+            return float(same.double().mean())
+        error = (target[near].mean(dim=1) - target).square().mean()
+        return -float(error / target.var().clamp_min(1e-12))
+
+    generator = torch.Generator().manual_seed(0)
+    shuffled = sorted(
+        agreement(y[torch.randperm(len(y), generator=generator)]) for _ in range(40)
+    )
+    return agreement(y), shuffled[-2]
+
+
+_RULES: tuple[Callable[[Observation], Iterator[Finding]], ...] = (
+    _flat,
+    _stationary,
+    _scale,
+    _noise,
+    _jumps,
+    _labels,
+)
+__all__: Sequence[str] = ["RightUpdate", "progress"]

@@ -1,0 +1,311 @@
+"""Changes of what a step does, for a few trial steps: the proof of a cause.
+
+Each repair is a context manager that `Trials.run` enters around the steps. It changes
+the step from outside, in the one respect that the cause names, and leaves no trace.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from shared.diagnose.flow import name_of, tensors_in
+from shared.diagnose.watch import Level, StepRecord
+
+
+class Repair:
+    """Changes nothing; the others say in which respect they differ.
+
+    Attributes:
+        level: how closely the steps must be watched for this repair.
+    """
+
+    level = Level.LOSS
+
+    def __enter__(self) -> "Repair":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the change back."""
+
+    def before_step(self) -> None:
+        """Called before each step."""
+
+    def after_step(self, record: StepRecord) -> None:
+        """Called after each step, with what it did."""
+
+
+class ScaledUpdate(Repair):
+    """Multiplies each step's change of the variables: another learning rate or sign.
+
+    Args:
+        variables: the tensors that should change.
+        factor: 0.1 for a tenth of the step, -1 for the way back.
+    """
+
+    def __init__(self, variables: Sequence[torch.Tensor], factor: float) -> None:
+        self.variables, self.factor = variables, factor
+
+    def after_step(self, record: StepRecord) -> None:
+        """Write ``before + factor * (after - before)``."""
+        with torch.no_grad():
+            for variable, a, b in zip(
+                self.variables, record.before, record.after, strict=True
+            ):
+                change = (b.double() - a.double()) * self.factor
+                if torch.isfinite(change).all():
+                    variable.data.copy_(a.double() + change)
+
+
+class RightUpdate(Repair):
+    """Gives each variable the update that its own fresh gradient asks for.
+
+    The reader's update is taken back, and an optimizer of the same kind with the same
+    settings is applied to the gradient that the backward walk gave.
+
+    Args:
+        variables: the tensors that should change.
+        which: those to update; the others keep what the step did to them.
+        like: the reader's optimizer, whose class and settings are taken; None for
+            plain steps of ``rate``.
+        rate: learning rate, if it should differ.
+        in_float64: keep the variables in float64 beside the stored ones, so that small
+            updates add up.
+        weight_decay: its strength, if it should differ.
+        loss_scale: factor on the loss during the walk back, divided out afterwards.
+    """
+
+    level = Level.GRADIENTS
+
+    def __init__(
+        self,
+        variables: Sequence[torch.Tensor],
+        which: Iterable[int],
+        like: torch.optim.Optimizer | None,
+        rate: float | None = None,
+        in_float64: bool = False,
+        weight_decay: float | None = None,
+        loss_scale: float = 1.0,
+    ) -> None:
+        self.variables, self.which = variables, sorted(which)
+        self.like, self.rate = like, rate
+        self.in_float64, self.weight_decay = in_float64, weight_decay
+        self.loss_scale = loss_scale
+
+    def __enter__(self) -> "RightUpdate":
+        dtype = torch.float64 if self.in_float64 else None
+        self._own = [
+            self.variables[i].detach().clone().to(dtype or self.variables[i].dtype)
+            for i in self.which
+        ]
+        self._optimizer = _optimizer_like(
+            self.like, self._own, self.rate, self.weight_decay
+        )
+        self._engine = torch.autograd._engine_run_backward
+        self._require = [self.variables[i].requires_grad for i in self.which]
+        for i in self.which:
+            if self.variables[i].is_leaf:
+                self.variables[i].requires_grad_(True)
+        if self.loss_scale != 1.0:
+            torch.autograd._engine_run_backward = self._scaled_engine
+        return self
+
+    def __exit__(self, *_: Any) -> None:  # noqa: ANN401
+        """Put the backward walk and ``requires_grad`` back."""
+        torch.autograd._engine_run_backward = self._engine
+        for i, required in zip(self.which, self._require, strict=True):
+            if self.variables[i].is_leaf and not required:
+                self.variables[i].requires_grad_(False)
+
+    def _scaled_engine(self, outputs: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        scaled = tuple(
+            None if g is None else g * self.loss_scale for g in tensors_in(grads)
+        )
+        return self._engine(outputs, scaled, *args, **kwargs)
+
+    def after_step(self, record: StepRecord) -> None:
+        """Take the reader's update back and make the right one."""
+        fresh = record.fresh()
+        with torch.no_grad():
+            for own, i in zip(self._own, self.which, strict=True):
+                if not self.in_float64:
+                    own.copy_(record.before[i])
+                gradient = fresh[i]
+                own.grad = (
+                    None
+                    if gradient is None
+                    else gradient.to(own.dtype) / self.loss_scale
+                )
+            self._optimizer.step()
+            for own, i in zip(self._own, self.which, strict=True):
+                self.variables[i].data.copy_(own)
+
+
+def _optimizer_like(
+    like: torch.optim.Optimizer | None,
+    parameters: list[torch.Tensor],
+    rate: float | None,
+    weight_decay: float | None,
+) -> torch.optim.Optimizer:
+    """Return an optimizer of the same class and settings over other tensors."""
+    if like is not None and not isinstance(like, (torch.optim.LBFGS, torch.optim.SparseAdam)):
+        settings = {
+            key: value
+            for key, value in like.param_groups[0].items()
+            if key in like.defaults and key != "initial_lr"
+        }
+        if rate is not None:
+            settings["lr"] = rate
+        if weight_decay is not None and "weight_decay" in settings:
+            settings["weight_decay"] = weight_decay
+        try:
+            return type(like)(parameters, **settings)
+        except (TypeError, ValueError):
+            pass  # an optimizer of the reader's own with another signature
+    return torch.optim.SGD(parameters, lr=1e-2 if rate is None else rate)
+
+
+class OtherCalls(Repair):
+    """Replaces torch calls by name while the steps run.
+
+    Args:
+        replacements: for a name, what is called instead: a function of the original
+            call and its arguments.
+    """
+
+    def __init__(self, replacements: dict[str, Callable[..., Any]]) -> None:
+        self._mode = _Replace(replacements)
+
+    def __enter__(self) -> "OtherCalls":
+        self._mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:  # noqa: ANN401
+        """Let the calls be what they were."""
+        self._mode.__exit__(*error)
+
+
+class _Replace(TorchFunctionMode):
+    def __init__(self, replacements: dict[str, Callable[..., Any]]) -> None:
+        super().__init__()
+        self._replacements = replacements
+        self.paused = False
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        replace = self._replacements.get(name_of(func))
+        if replace is None or self.paused:
+            return func(*args, **kwargs)
+        return replace(func, *args, **kwargs)
+
+
+def leaky(call: Callable, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+    """Pass a tenth of what a rectifier would cut off."""
+    return functional.leaky_relu(x, 0.1)
+
+
+def pass_straight_through(
+    call: Callable, x: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:  # noqa: ANN401
+    """Keep a call's value, and hand its gradient on as if the call were not there."""
+    value = call(x, *args, **kwargs)
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        return value
+    if not isinstance(value, torch.Tensor) or value.shape != x.shape:
+        return value
+    return x + (value.to(x.dtype) - x).detach()
+
+
+def keep_graph(call: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    """Hand a tensor on with its graph, where the call would cut it."""
+    if isinstance(x, torch.Tensor) and x.requires_grad:
+        return x
+    return call(x, *args, **kwargs)
+
+
+def keep_graph_on(call: Callable, enabled: bool = True, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    """Keep recording the graph where the reader switched it off."""
+    return call(True)
+
+
+def log_likelihood(
+    call: Callable, p: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:  # noqa: ANN401
+    """Take the logarithm of probabilities instead of normalizing them again."""
+    allowed = {k: v for k, v in kwargs.items() if k in ("weight", "reduction")}
+    ignored = kwargs.get("ignore_index", -100)
+    logarithm = p.clamp_min(1e-12).log()
+    if target.dtype != torch.long:
+        return -(target * logarithm).sum(1).mean()
+    return functional.nll_loss(logarithm, target, ignore_index=ignored, **allowed)
+
+
+def likelihood(
+    call: Callable, p: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:  # noqa: ANN401
+    """Compare probabilities with the target without a second sigmoid."""
+    return functional.binary_cross_entropy(p.clamp(1e-7, 1 - 1e-7), target)
+
+
+def same_shape(
+    call: Callable, a: torch.Tensor, b: Any, *args: Any, **kwargs: Any
+) -> torch.Tensor:  # noqa: ANN401
+    """Give the second tensor the first one's shape where the counts agree."""
+    if isinstance(b, torch.Tensor) and a.shape != b.shape and a.numel() == b.numel():
+        b = b.reshape(a.shape)
+    return call(a, b, *args, **kwargs)
+
+
+class Standardized(Repair):
+    """Standardizes what enters the outermost modules, column by column.
+
+    Args:
+        module: the module whose inputs are standardized.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> "Standardized":
+        self._handle = self.module.register_forward_pre_hook(_standardize)
+        return self
+
+    def __exit__(self, *_: Any) -> None:  # noqa: ANN401
+        """Let the inputs in as they are."""
+        self._handle.remove()
+
+
+def _standardize(module: torch.nn.Module, args: tuple) -> tuple:
+    return tuple(
+        standardized(a)
+        if isinstance(a, torch.Tensor) and a.is_floating_point() and a.dim() > 1
+        else a
+        for a in args
+    )
+
+
+def standardized(x: torch.Tensor) -> torch.Tensor:
+    """Return each column minus its mean, over its standard deviation."""
+    if x.dim() > 2 or len(x) < 4:
+        spread = x.std()
+        return (x - x.mean()) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    spread = x.std(dim=0, keepdim=True)
+    overall = x.std()
+    floor = torch.where(spread > 1e-6 * overall, spread, torch.ones_like(spread))
+    return (x - x.mean(dim=0, keepdim=True)) / floor
+
+
+def finite(losses: Sequence[float]) -> list[float]:
+    """Return the finite ones among some losses."""
+    return [loss for loss in losses if math.isfinite(loss)]

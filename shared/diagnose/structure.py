@@ -1,0 +1,232 @@
+"""Rules about how a network is built and started: equal units, lost inputs, lost layers.
+
+They are exact, or ratios over many layers, and need no probe of the landscape.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from shared.diagnose.causes import Cause
+from shared.diagnose.observation import Observation, helps
+from shared.diagnose.report import Evidence, Finding
+
+
+def structure(seen: Observation) -> Iterator[Finding]:
+    """Give what is wrong with the network as it is built and started."""
+    for rule in (_equal_units, _saturated, _vanishing, _collapsed, _decay):
+        found = list(rule(seen))
+        yield from found
+        if found:
+            return
+
+
+def _equal_units(seen: Observation) -> Iterator[Finding]:
+    """Units that start equal to the bit, are updated, and stay equal to the bit."""
+    which = [i for i in seen.everything if _rows_stay_equal(seen, i)]
+    if not which or (seen.module is None and seen.learns):
+        return
+    noise = [
+        start + 0.1 * size * torch.randn(start.shape, generator=_generator(i))
+        .to(start.dtype) if i in which else start
+        for i, (start, size) in enumerate(
+            zip(seen.trials.start, seen.sizes, strict=True))
+    ]  # fmt: skip
+    from shared.diagnose.repairs import Repair
+
+    proof = seen.prove("a tenth of noise on the start", Repair(), 20, noise)
+    if seen.module is None and not helps(proof, 0.01):
+        return
+    units = min(len(seen.tensors[i]) for i in which)
+    yield Finding(
+        Cause.symmetric_init,
+        1.0,
+        (
+            Evidence("different rows at the start", 1, f"{units}"),
+            Evidence("different rows after the watched steps", 1, f"{units}"),
+        ),
+        seen.names(which),
+        "All units of a layer start equal, so they get equal gradients and stay equal: "
+        "the layer is as good as one with a single unit.",
+        "torch.nn.init.kaiming_uniform_(layer.weight)  # random: no two units alike",
+        proof if helps(proof, 0.0) else None,
+    )
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _rows_stay_equal(seen: Observation, i: int) -> bool:
+    start, end = seen.trials.start[i], seen.end[i]
+    if start.dim() < 2 or len(start) < 2 or not seen.moves[i]:
+        return False
+    if not seen.tensors[i].requires_grad:
+        return False
+    return _all_rows_equal(start) and _all_rows_equal(end)
+
+
+def _all_rows_equal(values: torch.Tensor) -> bool:
+    return bool((values == values[:1]).all())
+
+
+def _saturated(seen: Observation) -> Iterator[Finding]:
+    """Most of a sigmoid, tanh or softmax sits where it is flat, and the rest is stuck."""
+    if seen.learns:
+        return
+    flat = [
+        p for p in seen.passages
+        if p.facts.get("kind") in ("sigmoid", "tanh", "softmax") and p.facts["flat"] > 0.8
+        and p.facts.get("classes", 2) > 1
+    ]  # fmt: skip
+    loses = [p for p in flat if _loses(p) < 1e-2]
+    if not loses or not _could_be_lower(seen):
+        return
+    worst = min(loses, key=_loses)
+    yield Finding(
+        Cause.saturated_activation,
+        0.9,
+        (
+            Evidence(f"share of {worst.facts['kind']} outputs on the flat part",
+                     worst.facts["flat"], "below 0.5"),
+            Evidence("gradient of its input over that of its output", _loses(worst),
+                     "0.01 to 1"),
+        ),
+        (),
+        f"Nearly all outputs of a {worst.facts['kind']} sit on its flat part, where its "
+        "derivative is near zero: what lies before it gets next to no gradient.",
+        "torch.nn.init.xavier_normal_(layer.weight)  # smaller scores; normalize the "
+        "inputs;\nor the loss of the scores: cross_entropy(scores, target)",
+    )  # fmt: skip
+
+
+def _loses(passage: object) -> float:
+    after, before = passage.gradient_out, passage.gradient_in
+    if not after or before is None or not math.isfinite(after):
+        return math.nan
+    return before / after
+
+
+def _could_be_lower(seen: Observation) -> bool:
+    """Whether the loss is not already as low as a saturated, right answer makes it."""
+    return abs(seen.losses[0]) > 1e-3
+
+
+def _vanishing(seen: Observation) -> Iterator[Finding]:
+    """The gradient falls by a factor per layer, over many layers."""
+    sizes = _sizes_by_depth(seen)
+    if len(sizes) < 5 or min(sizes) <= 0 and max(sizes) <= 0:
+        return
+    first, last = sizes[0], max(sizes)
+    ratio = first / last if last > 0 else math.nan
+    if not ratio < 1e-4:
+        return
+    if seen.learns and ratio > 1e-7:
+        return
+    per_layer = ratio ** (1 / (len(sizes) - 1)) if ratio > 0 else 0.0
+    yield Finding(
+        Cause.vanishing_gradient,
+        0.9,
+        (
+            Evidence("gradient at the first layer over that at the last", ratio,
+                     "above 0.001"),
+            Evidence("factor per layer", per_layer, "about 1"),
+            Evidence("layers", len(sizes), "-"),
+        ),
+        (),
+        "Each layer multiplies the gradient by a small factor on its way back. After all "
+        "of them next to nothing is left for the first ones.",
+        "y = x + layer(x)  # residual connections; ReLU with He initialization; "
+        "normalization",
+    )  # fmt: skip
+
+
+def _sizes_by_depth(seen: Observation) -> list[float]:
+    """Return the gradients' sizes along the way, from the variables to the loss."""
+    ways = [c.way for r in seen.detailed[:1] for c in r.backwards if c.way is not None]
+    if not ways:
+        return []
+    layers = [
+        p for p in ways[0].passages
+        if p.name in ("linear", "matmul", "__matmul__", "mm", "conv2d", "conv1d", "addmm",
+                      "bmm", "tanh", "sigmoid", "rnn_tanh_cell", "gru_cell", "lstm_cell")
+    ]  # fmt: skip
+    sizes = [p.gradient_out for p in layers if p.gradient_out is not None]
+    return [s for s in sizes if math.isfinite(s)]
+
+
+def _collapsed(seen: Observation) -> Iterator[Finding]:
+    """All inputs give the same output."""
+    if seen.module is None:
+        return
+    shares = []
+    for record in seen.records[:3]:
+        outermost = [m for m in record.modules if m.rows_equal is not None
+                     and m.rows_differ_in_input]  # fmt: skip
+        if not outermost:
+            return
+        shares.append(all(m.rows_equal for m in outermost))
+    if not shares or not all(shares):
+        return
+    yield Finding(
+        Cause.forward_collapse,
+        0.95,
+        (
+            Evidence("rows of the output that differ by more than rounding", 0, "all"),
+            Evidence("rows of the input that differ", "yes", "yes"),
+        ),
+        (),
+        "The network gives the same output for every input: what distinguishes the "
+        "inputs is lost on the way forward, and no gradient can depend on it.",
+        "torch.nn.init.kaiming_normal_(layer.weight)  # keep the spread from layer to "
+        "layer; fewer layers, residual connections, normalization",
+    )  # fmt: skip
+
+
+def _decay(seen: Observation) -> Iterator[Finding]:
+    """Regularization pulls harder than the data."""
+    if seen.optimizer is None and not seen.optimizers:
+        return
+    strengths = [
+        (float(g.get("weight_decay", 0) or 0), o, g)
+        for o in seen.optimizers
+        for g in o.param_groups
+    ]
+    strongest = max((s for s, _, _ in strengths), default=0.0)
+    if strongest <= 0:
+        return
+    from shared.diagnose.observation import norm
+    from shared.diagnose.repairs import RightUpdate
+
+    which = [i for i in seen.trainable if seen.stepped[i]]
+    gradient = norm([seen.gradient[i] for i in which])
+    pull = norm([strongest * seen.trials.start[i].double() for i in which])
+    sizes = norm([seen.end[i] for i in which]), norm(
+        [seen.trials.start[i] for i in which]
+    )
+    if pull < 0.5 * gradient or sizes[0] > sizes[1]:
+        return
+    like = seen.optimizer or seen.optimizers[0]
+    repair = RightUpdate(seen.tensors, which, like, weight_decay=0.0)
+    proof = seen.prove("weight_decay=0", repair, steps=16)
+    if not helps(proof, 0.02):
+        return
+    yield Finding(
+        Cause.weight_decay_dominates,
+        0.9,
+        (
+            Evidence("weight decay times weights, over the data's gradient",
+                     pull / max(gradient, 1e-300), "below 0.1"),
+            Evidence("norm of the variables, before and after",
+                     f"{sizes[1]:.4g} -> {sizes[0]:.4g}", "growing, or at rest"),
+        ),
+        (),
+        "Weight decay shrinks the variables faster than the data can make them grow: "
+        "they go to zero, whatever the loss says.",
+        "optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-4)",
+        proof,
+    )  # fmt: skip
+
+
+__all__: Sequence[str] = ["structure"]

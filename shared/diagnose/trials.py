@@ -1,0 +1,151 @@
+"""Runs the reader's step again and again from the same state, as it is or changed.
+
+A trial starts from the state that `Snapshot` keeps, so two trials differ by what was
+changed on purpose and by nothing else: same batches, same random numbers.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from shared.diagnose.repairs import Repair
+from shared.diagnose.state import Snapshot
+from shared.diagnose.watch import Level, StepRecord, StepWatch
+
+Values = Sequence[torch.Tensor]
+
+
+class OutOfBudget(Exception):
+    """The steps that a diagnosis may run are used up."""
+
+
+class Trials:
+    """Trials of one step.
+
+    Args:
+        step: the reader's own.
+        variables: the tensors that should change.
+        data: inputs and targets, if known.
+        snapshot: the state that each trial starts from.
+        most_steps: how often the step may be run in all.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[], Any],
+        variables: Values,
+        data: Values,
+        snapshot: Snapshot,
+        most_steps: int,
+    ) -> None:
+        self.variables = list(variables)
+        self.snapshot = snapshot
+        self.most_steps = most_steps
+        self.steps_run = 0
+        self.draws = 1
+        self._watch = StepWatch(step, variables, data)
+        with torch.no_grad():
+            self.start = [v.detach().clone() for v in variables]
+
+    @property
+    def steps_left(self) -> int:
+        """How many more steps may be run."""
+        return self.most_steps - self.steps_run
+
+    def run(
+        self,
+        steps: int,
+        level: Level = Level.LOSS,
+        repair: Repair | None = None,
+        values: Values | None = None,
+        pinned: bool = False,
+    ) -> list[StepRecord]:
+        """Run some steps from the kept state.
+
+        Args:
+            steps: how many.
+            level: how closely they are watched.
+            repair: a change of what the step does.
+            values: what the variables are set to first.
+            pinned: whether they are set to it again before each step.
+
+        Raises:
+            OutOfBudget: if fewer steps than these are left.
+        """
+        if steps > self.steps_left:
+            raise OutOfBudget
+        self.snapshot.restore()
+        if values is not None:
+            self.write(values)
+        records = []
+        with repair or nullcontext():
+            for number in range(steps):
+                if pinned and number:
+                    self.write(self.start if values is None else values)
+                if repair is not None:
+                    repair.before_step()
+                record = self._watch.run(level)
+                if repair is not None:
+                    repair.after_step(record)
+                self.steps_run += 1
+                if isinstance(record.error, StopIteration) and records:
+                    break  # the reader's iterator has no more batches
+                records.append(record)
+                if record.error is not None:
+                    break
+        return records
+
+    def go_on(self, steps: int, level: Level) -> list[StepRecord]:
+        """Run further steps from where the last trial ended."""
+        if steps > self.steps_left:
+            raise OutOfBudget
+        records = []
+        for _ in range(steps):
+            record = self._watch.run(level)
+            self.steps_run += 1
+            if record.error is not None:
+                break
+            records.append(record)
+        return records
+
+    def write(self, values: Values) -> None:
+        """Set the variables."""
+        with torch.no_grad():
+            for variable, value in zip(self.variables, values, strict=True):
+                variable.data.copy_(value)
+
+    def losses(
+        self, steps: int, repair: Repair | None = None, values: Values | None = None
+    ) -> list[float]:
+        """Return the losses of some steps from the kept state."""
+        return [r.loss for r in self.run(steps, Level.LOSS, repair, values)]
+
+    def loss_at(self, values: Values) -> float:
+        """Return the mean loss with the variables at these values.
+
+        Nothing but the variables differs from the kept state. Where a step draws
+        batches or random numbers, the mean is over ``draws`` of them.
+        """
+        found = self.run(self.draws, Level.LOSS, values=values, pinned=True)
+        losses = [record.loss for record in found if record.error is None]
+        return sum(losses) / len(losses) if losses else math.nan
+
+    def gradient_at(self, values: Values) -> list[torch.Tensor]:
+        """Return the mean gradient there; zeros where a variable has none."""
+        found = self.run(self.draws, Level.GRADIENTS, values=values, pinned=True)
+        totals = [torch.zeros_like(v, dtype=torch.float64) for v in self.start]
+        for record in found:
+            for total, gradient in zip(totals, record.fresh(), strict=True):
+                if gradient is not None:
+                    total += gradient.double() / len(found)
+        return totals
+
+    def moved(self, direction: Values, distance: float = 1.0) -> list[torch.Tensor]:
+        """Return the variables' values after a move from the kept state."""
+        return [
+            (start.double() + distance * d.double()).to(start.dtype)
+            for start, d in zip(self.start, direction, strict=True)
+        ]

@@ -1,0 +1,470 @@
+"""Watches one step from inside: backward calls, optimizer calls, cleared gradients.
+
+Everything is seen where torch itself passes by: the one function through which all
+backward walks go, the hooks that all optimizers call, and a mode that sees each torch
+call. The reader's code is neither read nor changed.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from shared.diagnose.flow import FlowRecorder, Way, tensors_in
+
+MOST_EXAMINED = 3
+"""How many backward calls of one step are looked at in detail."""
+
+
+class Level(enum.IntEnum):
+    """How closely a step is watched; each level includes those below it."""
+
+    LOSS = 0
+    GRADIENTS = 1
+    EVERYTHING = 2
+
+
+@dataclasses.dataclass
+class BackwardCall:
+    """One walk back from a loss."""
+
+    value: float
+    has_graph: bool
+    fresh: list[torch.Tensor | None]
+    """The gradient that this call gave each variable; None where it gave none."""
+    left_over: list[bool]
+    """Whether a variable's ``.grad`` held something else than zeros before."""
+    asked: bool
+    """Whether the gradients were returned (`torch.autograd.grad`), not stored."""
+    way: Way | None
+    in_half: bool
+
+
+@dataclasses.dataclass
+class UpdateCall:
+    """One call of an optimizer's ``step``."""
+
+    optimizer: torch.optim.Optimizer
+    rates: list[float]
+    holds: set[int]
+    """Variables that the optimizer holds."""
+    at_entry: list[torch.Tensor | None]
+    before: list[torch.Tensor]
+    after: list[torch.Tensor]
+    others: int
+    """How many tensors it holds that are not among the variables."""
+    others_with_gradient: int
+    copies_moved: int
+    """How many of these moved, and are as large as a variable that does not."""
+
+
+@dataclasses.dataclass
+class ModuleCall:
+    """The outermost call of a module, with what went in and what came out."""
+
+    module: torch.nn.Module
+    inputs: list[torch.Tensor]
+    output: torch.Tensor | None
+    rows_equal: bool | None
+    rows_differ_in_input: bool | None
+    input_scale: tuple[float, float] | None = None
+    """Largest root mean square of a column, and its ratio to the smallest one."""
+    gradient_rows: torch.Tensor | None = None
+
+
+@dataclasses.dataclass
+class StepRecord:
+    """What one step did."""
+
+    loss: float = math.nan
+    returned: Any = None
+    error: BaseException | None = None
+    returned_has_graph: bool = False
+    before: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    after: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    backwards: list[BackwardCall] = dataclasses.field(default_factory=list)
+    updates: list[UpdateCall] = dataclasses.field(default_factory=list)
+    log: list[BackwardCall | UpdateCall] = dataclasses.field(default_factory=list)
+    """Backward and optimizer calls in the order in which they came."""
+    modules: list[ModuleCall] = dataclasses.field(default_factory=list)
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = dataclasses.field(
+        default_factory=list
+    )
+    """Inputs of modules, and targets that a loss compares as many outputs with."""
+    events: list[str] = dataclasses.field(default_factory=list)
+    return_way: Way | None = None
+    gradient_copied: int = 0
+    """Variables (bits) from whose gradient the step computed new tensors itself."""
+    at_end: list[torch.Tensor | None] = dataclasses.field(default_factory=list)
+    """The variables' ``.grad`` when the step has ended."""
+
+    def fresh(self) -> list[torch.Tensor | None]:
+        """Return each variable's gradient, summed over the step's backward calls."""
+        total: list[torch.Tensor | None] = [None] * len(self.before)
+        for call in self.backwards:
+            for i, gradient in enumerate(call.fresh):
+                if gradient is not None:
+                    total[i] = gradient if total[i] is None else total[i] + gradient
+        return total
+
+    def moved(self) -> list[float]:
+        """Return the norm of each variable's change."""
+        return [
+            float((b.double() - a.double()).norm())
+            for a, b in zip(self.before, self.after, strict=True)
+        ]
+
+
+def as_float(value: Any) -> float | None:  # noqa: ANN401  (whatever a step returns)
+    """Return a step's loss as a number, None if it is none."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1 or value.is_complex():
+            return None
+        return float(value.detach())
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a gradient as an ordinary tensor of its own."""
+    if gradient is None:
+        return None
+    return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+
+
+def _copy(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    found = dense(gradient)
+    return None if found is None else found.clone()
+
+
+def _is_something(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and bool(torch.count_nonzero(dense(gradient)))
+
+
+def _stored(variable: torch.Tensor) -> torch.Tensor | None:
+    readable = variable.is_leaf or variable.retains_grad
+    return variable.grad if readable else None
+
+
+class StepWatch:
+    """Runs a step and writes down what it did.
+
+    Args:
+        step: the reader's own, without arguments.
+        variables: the tensors that should change.
+        data: inputs and targets, if the reader named them.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[], Any],
+        variables: Sequence[torch.Tensor],
+        data: Sequence[torch.Tensor] = (),
+    ) -> None:
+        self.step = step
+        self.variables = list(variables)
+        self.data = list(data)
+        self._record = StepRecord()
+        self._recorder: FlowRecorder | None = None
+        self._depth = 0
+        self._others: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def run(self, level: Level) -> StepRecord:
+        """Run the step once. An exception is recorded, not raised."""
+        record = self._record = StepRecord()
+        with torch.no_grad():
+            record.before = [v.detach().clone() for v in self.variables]
+        self._recorder = (
+            FlowRecorder(self.variables) if level == Level.EVERYTHING else None
+        )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(quiet())
+            if level >= Level.GRADIENTS:
+                stack.enter_context(self._patched())
+            if self._recorder is not None:
+                stack.enter_context(self._modules_watched())
+                stack.enter_context(self._recorder)
+            try:
+                record.returned = self.step()
+            except Exception as error:  # noqa: BLE001  (whatever the reader's code raises)
+                record.error = error
+        number = as_float(record.returned)
+        record.loss = math.nan if number is None else number
+        if isinstance(record.returned, torch.Tensor):
+            record.returned_has_graph = record.returned.requires_grad
+            if self._recorder is not None and record.returned.numel() == 1:
+                record.return_way = self._recorder.examine(
+                    record.returned, self.data, detailed=False
+                )
+        with torch.no_grad():
+            record.after = [v.detach().clone() for v in self.variables]
+        record.at_end = [_copy(_stored(v)) for v in self.variables]
+        if self._recorder is not None:
+            for call in self._recorder.calls:
+                if call.from_gradient:
+                    record.gradient_copied |= call.from_variables or 1
+            inputs = [t for call in record.modules for t in call.inputs]
+            with self._recorder_paused():
+                record.pairs = self._recorder.pairs(inputs)
+            self._recorder.clear()
+        return record
+
+    # ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _patched(self) -> Iterator[None]:
+        engine = torch.autograd._engine_run_backward
+        clears = {
+            owner: owner.zero_grad for owner in (torch.optim.Optimizer, torch.nn.Module)
+        }
+        hooks = (
+            register_optimizer_step_pre_hook(self._before_update),
+            register_optimizer_step_post_hook(self._after_update),
+        )
+
+        def watched_engine(outputs: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            return self._walk_back(engine, outputs, args, kwargs)
+
+        def watched_clear(original: Callable) -> Callable:
+            def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+                self._record.events.append("zero_grad")
+                return original(owner, *args, **kwargs)
+
+            return zero_grad
+
+        torch.autograd._engine_run_backward = watched_engine
+        for owner, original in clears.items():
+            owner.zero_grad = watched_clear(original)
+        try:
+            yield
+        finally:
+            torch.autograd._engine_run_backward = engine
+            for owner, original in clears.items():
+                owner.zero_grad = original
+            for hook in hooks:
+                hook.remove()
+
+    def _walk_back(
+        self, engine: Callable, outputs: Any, args: tuple, kwargs: dict
+    ) -> Any:  # noqa: ANN401
+        roots = list(tensors_in(outputs))
+        self._record.events.append("backward")
+        asked = not kwargs.get("accumulate_grad", False)
+        inputs = list(tensors_in(args[3])) if len(args) > 3 and args[3] else []
+        stored = [_stored(v) for v in self.variables]
+        call = BackwardCall(
+            value=float(roots[0].detach().sum()) if roots else math.nan,
+            has_graph=any(root.requires_grad for root in roots),
+            fresh=[None] * len(self.variables),
+            left_over=[_is_something(gradient) for gradient in stored],
+            asked=asked,
+            way=None,
+            in_half=any(root.dtype == torch.float16 for root in roots),
+        )
+        before = [
+            _copy(g) if left else None
+            for g, left in zip(stored, call.left_over, strict=True)
+        ]
+        self._examine(roots, call)
+        self._record.backwards.append(call)
+        self._record.log.append(call)
+        with self._recorder_paused():
+            result = engine(outputs, *args, **kwargs)
+        if asked:
+            position = {id(v): i for i, v in enumerate(self.variables)}
+            for tensor, gradient in zip(inputs, result, strict=False):
+                if id(tensor) in position and gradient is not None:
+                    call.fresh[position[id(tensor)]] = _copy(gradient)
+            if self._recorder is not None:
+                self._recorder._gradients.update(
+                    id(g) for g in result if g is not None
+                )
+                self._recorder._alive.append(result)
+            return result
+        for i, variable in enumerate(self.variables):
+            after = _stored(variable)
+            if after is None or (after is stored[i] and before[i] is None):
+                untouched = after is None or not _is_something(after)
+                call.fresh[i] = (
+                    None
+                    if after is None or (untouched and not self._in_graph(call, i))
+                    else _copy(after)
+                )
+                continue
+            copy = _copy(after)
+            if before[i] is not None:
+                copy = copy - before[i]
+                if not self._in_graph(call, i) and not torch.count_nonzero(copy):
+                    copy = None
+            call.fresh[i] = copy
+        return result
+
+    @staticmethod
+    def _in_graph(call: BackwardCall, i: int) -> bool:
+        return call.way is None or i in call.way.reached_by_graph
+
+    def _examine(self, roots: Sequence[torch.Tensor], call: BackwardCall) -> None:
+        examined = sum(c.way is not None for c in self._record.backwards)
+        if self._recorder is None or examined >= MOST_EXAMINED or not roots:
+            return
+        with self._recorder_paused():
+            call.way = self._recorder.examine(roots[0], self.data)
+            call.in_half |= any(
+                tensor.dtype == torch.float16
+                for one in self._recorder.calls
+                for tensor in one.outputs
+            )
+            for module_call in self._record.modules:
+                self._gradient_of_output(roots[0], module_call)
+
+    def _gradient_of_output(self, root: torch.Tensor, call: ModuleCall) -> None:
+        output = call.output
+        if output is None or call.gradient_rows is not None or output.dim() < 1:
+            return
+        if not (output.requires_grad and root.requires_grad and root.numel() == 1):
+            return
+        try:
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(
+                    root, output, retain_graph=True, allow_unused=True
+                )
+        except RuntimeError:
+            return
+        if gradient is not None:
+            rows = gradient.detach().reshape(len(gradient), -1)
+            call.gradient_rows = rows.abs().amax(dim=1)
+
+    @contextlib.contextmanager
+    def _recorder_paused(self) -> Iterator[None]:
+        recorder = self._recorder
+        if recorder is None:
+            yield
+            return
+        before, recorder.paused = recorder.paused, True
+        try:
+            yield
+        finally:
+            recorder.paused = before
+
+    def _before_update(self, optimizer: Any, args: tuple, kwargs: dict) -> None:  # noqa: ANN401
+        position = {id(v): i for i, v in enumerate(self.variables)}
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        others = [p for p in held if id(p) not in position]
+        self._record.events.append("update")
+        update = UpdateCall(
+            optimizer=optimizer,
+            rates=[float(group.get("lr", math.nan)) for group in optimizer.param_groups],
+            holds={position[id(p)] for p in held if id(p) in position},
+            at_entry=[_copy(_stored(v)) for v in self.variables],
+            before=[v.detach().clone() for v in self.variables],
+            after=[],
+            others=len(others),
+            others_with_gradient=sum(_is_something(p.grad) for p in others),
+            copies_moved=0,
+        )
+        self._others = [(p, p.detach().clone()) for p in others if _is_something(p.grad)]
+        self._record.updates.append(update)
+        self._record.log.append(update)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if self._recorder is not None and closure is None:
+            self._recorder.paused = True
+
+    def _after_update(self, optimizer: Any, args: tuple, kwargs: dict) -> None:  # noqa: ANN401
+        if self._recorder is not None:
+            self._recorder.paused = False
+        update = self._record.updates[-1]
+        update.after = [v.detach().clone() for v in self.variables]
+        held = update.holds
+        shapes = {v.shape for i, v in enumerate(self.variables) if i not in held}
+        update.copies_moved = sum(
+            p.shape in shapes and not torch.equal(before, p.detach())
+            for p, before in self._others
+        )
+
+    @contextlib.contextmanager
+    def _modules_watched(self) -> Iterator[None]:
+        self._depth = 0
+
+        def enter(module: torch.nn.Module, args: Any) -> None:  # noqa: ANN401
+            self._depth += 1
+
+        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+            self._depth -= 1
+            if self._depth == 0:
+                self._note_module(module, args, output)
+
+        handles = (
+            torch.nn.modules.module.register_module_forward_pre_hook(enter),
+            torch.nn.modules.module.register_module_forward_hook(
+                leave, always_call=True
+            ),
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _note_module(self, module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        with self._recorder_paused(), torch.no_grad():
+            inputs = list(tensors_in(args))
+            first = next(tensors_in(output), None)
+            data = next((t for t in inputs if t.dim() and len(t) > 1), None)
+            self._record.modules.append(
+                ModuleCall(
+                    module=module,
+                    inputs=inputs,
+                    output=first,
+                    rows_equal=_rows_equal(first),
+                    rows_differ_in_input=None if data is None else not _rows_equal(data),
+                    input_scale=_column_scale(data),
+                )
+            )
+
+
+def _column_scale(data: torch.Tensor | None) -> tuple[float, float] | None:
+    if data is None or not data.is_floating_point() or data.dim() < 2 or len(data) < 4:
+        return None
+    rows = data.detach().double().reshape(len(data), -1)
+    columns = rows.square().mean(dim=0).sqrt()
+    columns = columns[columns > 0]
+    if not len(columns):
+        return None
+    spread = rows.std(dim=0)
+    spread = spread[spread > 1e-9 * columns.max()]
+    ratio = float(spread.max() / spread.min()) if len(spread) else 1.0
+    return float(columns.max()), ratio
+
+
+def _rows_equal(values: torch.Tensor | None) -> bool | None:
+    """Whether all rows are equal up to rounding: 4 units in the last place."""
+    if values is None or values.dim() < 1 or len(values) < 4:
+        return None
+    rows = values.detach().reshape(len(values), -1)
+    if not rows.is_floating_point():
+        return bool((rows == rows[:1]).all())
+    spread = (rows - rows.mean(dim=0)).abs().amax(dim=0)
+    size = rows.abs().amax(dim=0)
+    return bool((spread <= 4 * torch.finfo(rows.dtype).eps * size).all())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what the step prints and warns about to itself."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,679 @@
+"""Rules about who is connected to whom: by object identity, without thresholds.
+
+Each variable is followed through one step: does the loss depend on its value, does the
+graph reach it, does a gradient arrive, is the gradient still there when the optimizer
+is called, does the optimizer hold it, is the change written, does the change stay?
+The first link that is broken names the cause.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from shared.diagnose.causes import Cause
+from shared.diagnose.flow import CUTS, STEP_FUNCTIONS
+from shared.diagnose.observation import Observation, helps
+from shared.diagnose.repairs import (
+    OtherCalls,
+    RightUpdate,
+    keep_graph,
+    keep_graph_on,
+    pass_straight_through,
+)
+from shared.diagnose.report import Evidence, Finding, Note
+from shared.diagnose.watch import StepRecord, UpdateCall
+
+
+def wiring(seen: Observation) -> Iterator[Finding]:
+    """Give what is wrong with the connections between variables, graph and optimizer."""
+    stuck = [i for i in seen.everything if not seen.moves[i]]
+    if seen.rebound:
+        yield from _rebound(seen)
+        return
+    groups: dict[Cause, list[int]] = {}
+    for i in stuck:
+        cause = _broken_link(seen, i)
+        if cause is not None:
+            groups.setdefault(cause, []).append(i)
+    for cause, which in groups.items():
+        yield from _EXPLAIN[cause](seen, which)
+    if not groups.get(Cause.zero_grad_before_step):
+        yield from _cleared_though_moving(seen)
+    yield from _never_cleared(seen)
+    yield from _unregistered(seen)
+
+
+def _broken_link(seen: Observation, i: int) -> Cause | None:
+    """Return the first broken link of a variable that did not move."""
+    tensor = seen.tensors[i]
+    if not tensor.is_leaf:
+        return Cause.non_leaf_variable
+    if not tensor.requires_grad:
+        return Cause.frozen_parameters
+    if not seen.in_graph[i]:
+        return Cause.graph_detached
+    if math.isnan(seen.fresh_largest[i]) or not seen.fresh_largest[i] > 0:
+        return None  # a zero or NaN gradient is no question of wiring
+    if not seen.stepped[i]:
+        return _not_stepped(seen, i)
+    entries = [u.at_entry[i] for u in seen.updates if i in u.holds]
+    if not any(_something(gradient) for gradient in entries):
+        return Cause.zero_grad_before_step
+    if all(_rate(u) == 0 for u in seen.updates if i in u.holds):
+        return Cause.lr_zero
+    if _undone(seen, i) or _write_would_show(seen, i):
+        return Cause.update_written_to_copy
+    return None  # a question of the number format
+
+
+def _not_stepped(seen: Observation, i: int) -> Cause:
+    if seen.held_by(i):
+        return Cause.step_missing
+    if any(_moves_others_by_gradient(u) for u in seen.updates):
+        return Cause.update_written_to_copy
+    if any(o.param_groups for o in seen.optimizers):
+        return Cause.optimizer_holds_other_tensors
+    bits = 0
+    for record in seen.detailed:
+        bits |= record.gradient_copied
+    return Cause.update_written_to_copy if bits else Cause.step_missing
+
+
+def _moves_others_by_gradient(update: UpdateCall) -> bool:
+    """Whether an optimizer moves tensors that are in no graph: copies of the variables."""
+    return bool(update.copies_moved)
+
+
+def _something(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and bool(torch.count_nonzero(gradient))
+
+
+def _rate(update: UpdateCall) -> float:
+    return max(update.rates, default=math.nan)
+
+
+def _undone(seen: Observation, i: int) -> bool:
+    """Whether the optimizer moved a variable and something moved it back."""
+    return any(
+        u.after and not torch.equal(u.before[i], u.after[i]) for u in seen.updates
+    )
+
+
+def _write_would_show(seen: Observation, i: int) -> bool:
+    """Whether rate times gradient exceeds the spacing of the variable's numbers."""
+    for update in seen.updates:
+        gradient = update.at_entry[i]
+        if i not in update.holds or gradient is None:
+            continue
+        change = _rate(update) * gradient.double().abs()
+        if (change > spacing(update.before[i])).double().mean() > 0.5:
+            return _is_plain(update.optimizer)
+    return False
+
+
+def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer's first update is about rate times gradient or larger."""
+    settings = optimizer.param_groups[0]
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return True
+    return not settings.get("maximize") or True
+
+
+def spacing(values: torch.Tensor) -> torch.Tensor:
+    """Return the distance from each stored number to the next larger one."""
+    size = values.detach().abs()
+    if not size.is_floating_point():
+        return torch.ones_like(size)
+    info = torch.finfo(size.dtype)
+    exponent = torch.floor(torch.log2(size.double().clamp_min(info.tiny)))
+    return torch.exp2(exponent) * info.eps
+
+
+# -- explanations ---------------------------------------------------------------------
+
+
+def _rebound(seen: Observation) -> Iterator[Finding]:
+    """A name that stood for a variable stands for another tensor after the step."""
+    moved = seen.rebound
+    which = sorted(moved)
+    new = [moved[i] for i in which]
+    if any(not tensor.is_leaf for tensor in new) or seen.error is not None:
+        yield Finding(
+            Cause.non_leaf_variable,
+            1.0,
+            (
+                Evidence("the name's tensor is a leaf after a step", "no", "yes"),
+                Evidence("its .grad after a step", "None", "a tensor"),
+            ),
+            seen.names(which),
+            "The step binds the variable's name to the result of a computation. That "
+            "result is no leaf: backward stores no gradient in it, and the tensor that "
+            "was handed in keeps its old value.",
+            "with torch.no_grad():\n    x.sub_(learning_rate * x.grad)  # in place",
+        )
+    elif seen.optimizers and not seen.fall > 0.01:
+        yield _other_tensors(seen, which)
+
+
+def _explain_non_leaf(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
+    if seen.learns:
+        return
+    yield Finding(
+        Cause.non_leaf_variable,
+        1.0,
+        (
+            Evidence("is_leaf", "False", "True"),
+            Evidence(
+                "computed by", str(seen.tensors[which[0]].grad_fn), "nothing (a leaf)"
+            ),
+        ),
+        seen.names(which),
+        "The tensor that should change is itself the result of a computation, so "
+        "backward stores its gradient in the leaf behind it, not here.",
+        "x = x.detach().clone().requires_grad_()  # make the leaf last, then use it",
+    )
+
+
+def _explain_frozen(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
+    names = seen.names(which)
+    if any(seen.moves) and seen.learns:
+        seen.notes.append(
+            Note(f"{len(which)} variables are frozen, and the others learn.",
+                 Cause.frozen_parameters)
+        )  # fmt: skip
+        return
+    if not any(seen.in_values[i] for i in which) and not _depends(seen, which)[0]:
+        yield _not_used(seen, which)
+        return
+    proof = seen.prove(
+        "requires_grad_() on them",
+        RightUpdate(seen.tensors, which, seen.optimizer),
+    )
+    if any(seen.moves) and not helps(proof, 0.02):
+        return
+    yield Finding(
+        Cause.frozen_parameters,
+        1.0 if not any(seen.moves) else 0.7,
+        (
+            Evidence("requires_grad", "False", "True"),
+            Evidence("variables without it", f"{len(which)} of {len(seen.variables)}",
+                     "0"),
+        ),
+        names,
+        "These variables do not require gradients, so autograd records nothing for "
+        "them, and no backward call can fill their .grad.",
+        "for parameter in model.parameters():\n    parameter.requires_grad_(True)",
+        proof,
+    )  # fmt: skip
+
+
+def _depends(seen: Observation, which: Sequence[int]) -> tuple[bool, bool]:
+    """Return whether the loss depends on variables' values, and whether smoothly."""
+    around = seen.losses_around(which)
+    changed = [not seen.same_loss_exactly(loss) for loss in around.values()]
+    return any(changed), changed[0]
+
+
+def _explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
+    """Variables that require gradients and that no graph reaches."""
+    partly = any(seen.moves) or any(seen.in_graph[i] for i in seen.trainable)
+    if partly:
+        which = [i for i in which if seen.in_values[i]]
+        trained = [i for i in which if seen.stepped[i]]
+        if not trained:
+            if which and seen.fall > 0.01:
+                seen.notes.append(
+                    Note("Variables that no gradient reaches, and no optimizer holds: "
+                         + ", ".join(seen.names(which[:4])), Cause.graph_detached)
+                )  # fmt: skip
+                return
+            trained = which
+        which = trained
+        if not which:
+            return
+    used, smooth = _depends(seen, which)
+    cuts = [cut for way in seen.ways for cut in way.cuts]
+    escapes = [escape for way in seen.ways for escape in way.escapes]
+    stepwise = [cut for cut in cuts if cut in STEP_FUNCTIONS]
+    if not used and not (seen.in_values[which[0]] and cuts):
+        yield _not_used(seen, which)
+        return
+    if stepwise or (used and not smooth and not any(cut in CUTS for cut in cuts)):
+        yield _stepwise(seen, which, stepwise)
+        return
+    if used and not smooth and cuts:
+        yield _stepwise(seen, which, cuts)
+        return
+    yield _cut(seen, which, cuts, escapes)
+
+
+def _cut(
+    seen: Observation,
+    which: Sequence[int],
+    cuts: Sequence[str],
+    escapes: Sequence[str],
+) -> Finding:
+    where = cuts[0] if cuts else escapes[0] if escapes else "outside torch"
+    call = {"data": ".data", "no_grad": "a block without gradients"}.get(
+        where, f"{where}()"
+    )
+    proof = None
+    if where in CUTS or where == "no_grad":
+        proof = seen.prove(
+            f"{call} left out",
+            _with_own_update(seen, which),
+        )
+        if proof is not None and not helps(proof, 0.0):
+            proof = None
+    return Finding(
+        Cause.graph_detached,
+        1.0,
+        (
+            Evidence("leaves of the loss's graph among the variables", 0, "all"),
+            Evidence("the loss changes when the variables do", "yes", "yes"),
+            Evidence("the graph ends at", call, "the variables"),
+        ),
+        seen.names(which),
+        f"The loss depends on these variables, and its graph does not reach them: it "
+        f"ends at {call}. Backward gives them no gradient at all (None, not zero).",
+        "Keep every step from the variable to the loss in torch, without .detach(), "
+        ".item(),\n.numpy(), torch.tensor(...) or torch.no_grad():\n"
+        "loss = loss_fn(model(x), y)\nloss.backward()",
+        proof,
+    )
+
+
+class _KeptGraph(OtherCalls):
+    """Keeps the graph at every call that would cut it, and makes the update itself."""
+
+    def __init__(self, seen: Observation, which: Sequence[int]) -> None:
+        super().__init__(
+            {
+                **dict.fromkeys(CUTS - {"data", "from_numpy"}, keep_graph),
+                "_set_grad_enabled": keep_graph_on,
+            }
+        )
+        self._update = RightUpdate(seen.tensors, which, seen.optimizer)
+        self.level = self._update.level
+
+    def __enter__(self) -> "_KeptGraph":
+        self._update.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._update.__exit__(*error)
+
+    def after_step(self, record: StepRecord) -> None:
+        self._mode.paused = True
+        self._update.after_step(record)
+        self._mode.paused = False
+
+
+def _with_own_update(seen: Observation, which: Sequence[int]) -> OtherCalls:
+    return _KeptGraph(seen, which)
+
+
+def _stepwise(
+    seen: Observation, which: Sequence[int], steps: Sequence[str]
+) -> Finding:
+    where = steps[0] if steps else "a call outside torch"
+    proof = None
+    return Finding(
+        Cause.nondifferentiable_op,
+        1.0 if steps else 0.8,
+        (
+            Evidence("call that changes in steps", where, "none on the way"),
+            Evidence("the loss changes under a small move", "no", "yes"),
+        ),
+        seen.names(which),
+        f"Between these variables and the loss stands {where}(): its value is constant "
+        "but for jumps, so its derivative is zero or missing, and no gradient passes.",
+        "Replace it by something smooth in training: softmax for arg-max, sigmoid for a "
+        "threshold,\nor keep its value and pass the gradient on (straight-through):\n"
+        "y = x + (x.round() - x).detach()",
+        proof,
+    )
+
+
+def _not_used(seen: Observation, which: Sequence[int]) -> Finding:
+    return Finding(
+        Cause.variable_not_used,
+        1.0,
+        (
+            Evidence("the loss changes when the variables are moved", "no", "yes"),
+            Evidence("distances tried, in the variables' own size", "0.001 to 10", "-"),
+            Evidence("gradient", "None", "a tensor"),
+        ),
+        seen.names(which),
+        "The loss that the step computes does not depend on these variables as they "
+        "are now: the step works on a copy, on another object, or ignores its argument.",
+        "Compute the loss from the variable itself, inside the step:\n"
+        "loss = objective(x)  # not of a copy made before the loop",
+    )
+
+
+def _explain_step_missing(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
+    if any(seen.moves) and seen.learns and not seen.held_by(which[0]):
+        return
+    like = next(iter(seen.held_by(which[0])), seen.optimizer)
+    proof = seen.prove("optimizer.step()", RightUpdate(seen.tensors, which, like))
+    held = bool(seen.held_by(which[0]))
+    yield Finding(
+        Cause.step_missing,
+        1.0,
+        (
+            Evidence("largest gradient entry", max(seen.fresh_largest[i] for i in which),
+                     "above 0"),
+            Evidence("calls of optimizer.step() for these variables", 0,
+                     f"{len(seen.records)}, one a step"),
+            Evidence("an optimizer holds them", "yes" if held else "no", "yes"),
+        ),
+        seen.names(which),
+        "Gradients arrive, and nothing applies them: in "
+        f"{len(seen.records)} steps no optimizer that holds these variables was called.",
+        "loss.backward()\noptimizer.step()  # with parentheses, once per update",
+        proof,
+    )  # fmt: skip
+
+
+def _explain_cleared(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
+    given = [i for i in seen.everything if seen.fresh_largest[i] > 0 and seen.stepped[i]]
+    cleared_by_call = any(_cleared_in(record) for record in seen.records)
+    partly = set(given) != set(which)
+    optimizer = seen.held_by(which[0])[0]
+    proof = seen.prove(
+        "gradients kept until optimizer.step()",
+        RightUpdate(seen.tensors, which, optimizer),
+    )
+    if partly and not cleared_by_call:
+        if seen.learns and not helps(proof, 0.05):
+            seen.notes.append(
+                Note("The gradients of some variables are emptied before the update: "
+                     + ", ".join(seen.names(which[:4])), Cause.frozen_parameters)
+            )  # fmt: skip
+            return
+        yield _masked(seen, which, proof)
+        return
+    yield Finding(
+        Cause.zero_grad_before_step,
+        1.0,
+        (
+            Evidence("largest gradient entry after backward",
+                     max(seen.fresh_largest[i] for i in which), "above 0"),
+            Evidence("the same at the entry of optimizer.step()", 0, "as after backward"),
+            Evidence("order of calls", " ".join(seen.records[-1].events),
+                     "zero_grad backward update"),
+        ),
+        seen.names(which),
+        "Backward fills the gradients, and they are cleared before optimizer.step() "
+        "reads them. The optimizer runs, and finds nothing to apply.",
+        "optimizer.zero_grad()\nloss.backward()\noptimizer.step()",
+        proof,
+    )  # fmt: skip
+
+
+def _cleared_in(record: StepRecord) -> bool:
+    """Whether a step calls zero_grad between backward and update."""
+    events = record.events
+    return any(
+        event == "zero_grad" and "backward" in events[:k] and "update" in events[k:]
+        for k, event in enumerate(events)
+    )
+
+
+def _masked(seen: Observation, which: Sequence[int], proof: object) -> Finding:
+    return Finding(
+        Cause.frozen_parameters,
+        0.9,
+        (
+            Evidence("largest gradient entry after backward",
+                     max(seen.fresh_largest[i] for i in which), "above 0"),
+            Evidence("the same at the entry of optimizer.step()", 0, "as after backward"),
+        ),
+        seen.names(which),
+        "These variables get gradients that something sets to zero before the update: "
+        "a hook or a mask. The others keep theirs.",
+        "Remove the hook or the mask:\nhandle.remove()",
+        proof,
+    )  # fmt: skip
+
+
+def _cleared_though_moving(seen: Observation) -> Iterator[Finding]:
+    """With momentum, variables move although every update finds its gradient gone."""
+    which = []
+    for i in seen.everything:
+        entries = [u.at_entry[i] for u in seen.updates if i in u.holds]
+        if (
+            len(entries) >= 2
+            and seen.fresh_largest[i] > 0
+            and not any(_something(gradient) for gradient in entries)
+        ):
+            which.append(i)
+    if which and any(seen.moves[i] for i in which):
+        yield from _explain_cleared(seen, which)
+
+
+def _explain_other_tensors(
+    seen: Observation, which: Sequence[int]
+) -> Iterator[Finding]:
+    orphans = any(u.others - u.others_with_gradient > 0 for u in seen.updates)
+    if any(seen.moves) and not orphans and (seen.learns or seen.fall > 0.01):
+        seen.notes.append(
+            Note("Variables with gradients that no optimizer holds: "
+                 + ", ".join(seen.names(which[:4])),
+                 Cause.optimizer_holds_other_tensors)
+        )  # fmt: skip
+        return
+    yield _other_tensors(seen, which)
+
+
+def _other_tensors(seen: Observation, which: Sequence[int]) -> Finding:
+    held = sum(u.others for u in seen.updates[:1])
+    like = next(iter(seen.optimizers), None)
+    proof = seen.prove(
+        "optimizer made on them", RightUpdate(seen.tensors, which, like)
+    )
+    return Finding(
+        Cause.optimizer_holds_other_tensors,
+        1.0,
+        (
+            Evidence("variables with a gradient that no optimizer holds",
+                     f"{len(which)} of {len(seen.variables)}", "0"),
+            Evidence("tensors that the optimizer holds and that are not among them",
+                     held, "0"),
+        ),
+        seen.names(which),
+        "The optimizer is called, and holds other tensors than those that the loss is "
+        "computed from: it was made before they were replaced, or on copies.",
+        "optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)  # last, on "
+        "what is used",
+        proof,
+    )  # fmt: skip
+
+
+def _explain_copy(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
+    like = seen.optimizer
+    proof = seen.prove("the update written in place", RightUpdate(seen.tensors, which, like))
+    yield Finding(
+        Cause.update_written_to_copy,
+        0.95,
+        (
+            Evidence("largest gradient entry", max(seen.fresh_largest[i] for i in which),
+                     "above 0"),
+            Evidence("variables that changed", "0", f"{len(which)}"),
+            Evidence("an update is computed", "yes", "yes"),
+        ),
+        seen.names(which),
+        "The step computes an update from the gradient and writes it to another tensor: "
+        "a local name, a copy, an indexed selection, or values that are overwritten "
+        "again. The variable itself stays as it was.",
+        "with torch.no_grad():\n    for p in model.parameters():\n"
+        "        p.sub_(learning_rate * p.grad)  # in place, not p = p - ...",
+        proof,
+    )  # fmt: skip
+
+
+def _explain_rate_zero(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
+    like = seen.held_by(which[0])[0]
+    proof = seen.prove(
+        "learning rate 0.01", RightUpdate(seen.tensors, which, like, rate=1e-2)
+    )
+    rates = [_rate(u) for u in seen.updates if which[0] in u.holds]
+    if rates and rates[-1] > rates[0]:
+        return
+    if any(seen.moves) and seen.learns:
+        seen.notes.append(
+            Note("The learning rate of some variables is 0: "
+                 + ", ".join(seen.names(which[:4])), Cause.lr_zero)
+        )  # fmt: skip
+        return
+    yield Finding(
+        Cause.lr_zero,
+        1.0,
+        (
+            Evidence("learning rate in all watched steps", 0, "above 0"),
+            Evidence("largest gradient entry", max(seen.fresh_largest[i] for i in which),
+                     "above 0"),
+        ),
+        seen.names(which),
+        "Everything is connected, and the learning rate is zero, so each update is.",
+        'for group in optimizer.param_groups:\n    group["lr"] = 1e-2  # and look at the '
+        "scheduler",
+        proof,
+    )  # fmt: skip
+
+
+def _never_cleared(seen: Observation) -> Iterator[Finding]:
+    """Gradients that pile up: nothing clears them between one update and the next."""
+    which = [i for i in seen.everything if _piles_up(seen, i)]
+    if not which:
+        return
+    like = next(iter(seen.held_by(which[0])), None)
+    proof = None
+    if like is not None:
+        proof = seen.prove(
+            "optimizer.zero_grad() before backward",
+            RightUpdate(seen.tensors, which, like),
+        )
+        proof = proof if helps(proof, 0.0) else None
+    yield Finding(
+        Cause.zero_grad_missing,
+        1.0,
+        (
+            Evidence("updates between which the gradient was cleared", 0,
+                     f"{len(seen.records) - 1}"),
+            Evidence("gradient of earlier steps in .grad at backward", "yes", "no"),
+        ),
+        seen.names(which),
+        "Each backward call adds to what the last ones left, and each update applies "
+        "the sum of all gradients so far: momentum that never forgets.",
+        "optimizer.zero_grad()  # before each backward",
+        proof,
+    )  # fmt: skip
+
+
+def _piles_up(seen: Observation, i: int) -> bool:
+    """Whether a variable is updated again and again without its gradient cleared."""
+    if seen.tensors[i].grad is None and not seen.tensors[i].is_leaf:
+        return False
+    intervals, kept, since_update = 0, 0, None
+    for record in seen.records:
+        for call in record.log:
+            if isinstance(call, UpdateCall):
+                if i in call.holds:
+                    intervals += since_update is not None
+                    kept += since_update is True
+                    since_update = None
+                continue
+            if call.asked or call.fresh[i] is None:
+                continue
+            since_update = call.left_over[i] and since_update is not False
+        own_update = not seen.optimizers and record.after
+        if own_update and not torch.equal(record.before[i], record.after[i]):
+            intervals += since_update is not None
+            kept += since_update is True
+            since_update = None
+    return intervals >= 3 and kept >= intervals - 1
+
+
+def _unregistered(seen: Observation) -> Iterator[Finding]:
+    """Leaves of the graph that the module keeps, and does not list."""
+    if seen.module is None:
+        return
+    known = {id(t) for t in seen.tensors}
+    hidden = _hidden_tensors(seen.module, known)
+    used = {id(leaf) for way in seen.ways for leaf in way.other_leaves}
+    held = {
+        id(p) for o in seen.optimizers for g in o.param_groups for p in g["params"]
+    }
+    lost = [name for name, t in hidden if id(t) in used and id(t) not in held]
+    if not lost:
+        lost = [name for name, t in hidden if id(t) in used and not _listed(seen, t)]
+        lost = [] if held else lost
+    if lost:
+        yield Finding(
+            Cause.unregistered_parameters,
+            1.0,
+            (
+                Evidence("leaves of the loss's graph that the module does not list",
+                         len(lost), "0"),
+                Evidence("of these in an optimizer", 0, "all"),
+            ),
+            tuple(lost),
+            "The module uses tensors that it does not list in parameters(): they are in a "
+            "plain list, dict or attribute. They get gradients, and nobody trains them.",
+            "self.layers = nn.ModuleList(layers)  # or nn.ModuleDict, nn.ParameterList, "
+            "nn.Parameter",
+        )  # fmt: skip
+
+
+def _listed(seen: Observation, tensor: torch.Tensor) -> bool:
+    return any(tensor is other for other in seen.tensors)
+
+
+def _hidden_tensors(
+    module: torch.nn.Module, known: set[int]
+) -> list[tuple[str, torch.Tensor]]:
+    """Return trainable tensors that a module holds outside of its registers."""
+    found: list[tuple[str, torch.Tensor]] = []
+    seen: set[int] = set()
+    registers = ("_parameters", "_buffers", "_modules")
+
+    def look(name: str, value: object, depth: int) -> None:
+        if id(value) in seen or depth > 5:
+            return
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if value.requires_grad and value.is_leaf and id(value) not in known:
+                found.append((name, value))
+        elif isinstance(value, torch.nn.Module):
+            inside = {**value._parameters, **value._modules}
+            inside |= {k: v for k, v in vars(value).items() if k not in registers}
+            for key, one in inside.items():
+                look(f"{name}.{key}" if name else key, one, depth + 1)
+        elif isinstance(value, dict):
+            for key, one in value.items():
+                look(f"{name}[{key!r}]", one, depth + 1)
+        elif isinstance(value, (list, tuple, set)):
+            for key, one in enumerate(value):
+                look(f"{name}[{key}]", one, depth + 1)
+
+    look("", module, 0)
+    return found
+
+
+_EXPLAIN = {
+    Cause.non_leaf_variable: _explain_non_leaf,
+    Cause.frozen_parameters: _explain_frozen,
+    Cause.graph_detached: _explain_detached,
+    Cause.step_missing: _explain_step_missing,
+    Cause.zero_grad_before_step: _explain_cleared,
+    Cause.optimizer_holds_other_tensors: _explain_other_tensors,
+    Cause.update_written_to_copy: _explain_copy,
+    Cause.lr_zero: _explain_rate_zero,
+}
+
+__all__: Iterable[str] = ["pass_straight_through", "spacing", "wiring"]

@@ -1,0 +1,511 @@
+"""Programs whose landscape is at fault: bounds, plateaus, saddles, and minima."""
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_diabetes, load_digits
+from torch import Tensor, nn
+
+from shared.diagnose.causes import Cause
+from tests.diagnose_cases.program import Program, case
+
+
+def _digits(seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return `count` handwritten digits, 64 pixels in [0, 1], and their classes."""
+    pixels, classes = load_digits(return_X_y=True)
+    chosen = torch.randperm(
+        len(classes), generator=torch.Generator().manual_seed(seed)
+    )[:count]
+    return (
+        torch.as_tensor(pixels, dtype=torch.float32)[chosen] / 16,
+        torch.as_tensor(classes)[chosen],
+    )
+
+
+@case(Cause.clamped_at_bound, "training")
+def predictions_clamped_to_a_range(repaired: bool, seed: int) -> Program:
+    """Clamp outputs to [0, 1] while the last bias still has the unscaled mean."""
+    torch.manual_seed(seed)
+    features, progress = load_diabetes(return_X_y=True)
+    x = torch.tensor(features, dtype=torch.float32) * 20
+    y = torch.tensor(progress, dtype=torch.float32)[:, None]
+    mean = y.mean().item()
+    y = (y - y.min()) / (y.max() - y.min())
+    model = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 1))
+    nn.init.constant_(model[2].bias, 0.5 if repaired else mean)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    criterion = nn.MSELoss()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = criterion(model(x).clamp(0, 1), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn=criterion, batch=(x, y))
+
+
+@case(Cause.clamped_at_bound, "input")
+def picture_in_bytes_clamped_to_one(repaired: bool, seed: int) -> Program:
+    """Hold a picture from 0 to 255 but clamp it to [0, 1] before the network."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 36, 10)
+    ).requires_grad_(False)
+    picture = 50 + 150 * torch.rand(1, 1, 8, 8)
+    if repaired:
+        picture = picture / 255
+    picture.requires_grad_()
+    optimizer = torch.optim.SGD([picture], lr=0.3)
+    wanted = torch.tensor([7])
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(picture.clamp(0, 1)), wanted)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, picture, optimizer)
+
+
+@case(Cause.clamped_at_bound, "input")
+def levels_start_on_the_edge_of_hardtanh(repaired: bool, seed: int) -> Program:
+    """Levels start at zero, the edge of hardtanh, which passes no gradient there."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.rand(20, 6, generator=generator)
+    heard = mixing @ (0.2 + 0.7 * torch.rand(6, generator=generator))
+    level = torch.full((6,), 0.5 if repaired else 0.0, requires_grad=True)
+
+    def objective(candidate: Tensor) -> Tensor:
+        gain = F.hardtanh(candidate, min_val=0.0, max_val=1.0)
+        return (mixing @ gain - heard).square().mean()
+
+    def step() -> float:
+        loss = objective(level)
+        loss.backward()
+        with torch.no_grad():
+            level.sub_(0.1 * level.grad)
+            level.grad.zero_()
+        return loss.item()
+
+    return Program(step, level, objective=objective)
+
+
+class _SpotFitting:
+    """Moves one drawn spot until the drawing matches a picture."""
+
+    def __init__(self, start: Tensor, target: Tensor) -> None:
+        line = torch.arange(48, dtype=torch.float32)
+        self.rows, self.columns = torch.meshgrid(line, line, indexing="ij")
+        self.center = start.requires_grad_()
+        self.picture = self.draw(target)
+        self.optimizer = torch.optim.SGD([self.center], lr=6.0)
+
+    def draw(self, center: Tensor) -> Tensor:
+        squared = (self.rows - center[0]) ** 2 + (self.columns - center[1]) ** 2
+        return torch.exp(-squared / (2 * 1.5**2))
+
+    def objective(self, center: Tensor) -> Tensor:
+        return (self.draw(center) - self.picture).square().sum() / 48
+
+    def train_step(self) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = self.objective(self.center)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+
+@case(Cause.out_of_support, "input")
+def spot_drawn_far_from_the_target(repaired: bool, seed: int) -> Program:
+    """Move a small spot by a pixel loss toward another that it does not touch."""
+    generator = torch.Generator().manual_seed(seed)
+    target = 32 + 3 * torch.rand(2, generator=generator)
+    away = 1.2 if repaired else 20.0
+    fitting = _SpotFitting((target - away).clone(), target)
+    return Program(
+        fitting.train_step,
+        fitting.center,
+        fitting.optimizer,
+        objective=fitting.objective,
+    )
+
+
+@case(Cause.out_of_support, "input")
+def template_shifted_off_the_picture(repaired: bool, seed: int) -> Program:
+    """Align a template by a shift that starts where it samples only padding."""
+    pixels, _ = _digits(seed, 1)
+    template = F.pad(pixels.view(1, 1, 8, 8), (4, 4, 4, 4))
+    start = [0.12, -0.12] if repaired else [2.5, -2.5]
+    shift = torch.tensor(start, requires_grad=True)
+    optimizer = torch.optim.Adam([shift], lr=0.005)
+    turn = torch.eye(2)
+
+    def objective(candidate: Tensor) -> Tensor:
+        affine = torch.cat([turn, candidate[:, None]], dim=1)[None]
+        grid = F.affine_grid(affine, list(template.shape), align_corners=False)
+        moved = F.grid_sample(template, grid, align_corners=False)
+        return F.mse_loss(moved, template)
+
+    def metric() -> float:
+        return -shift.detach().norm().item()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(shift)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, shift, optimizer, objective=objective, metric=metric)
+
+
+@case(Cause.out_of_support, "training")
+def box_loss_without_overlap(repaired: bool, seed: int) -> Program:
+    """Train a detector by overlap alone while its first boxes overlap nothing."""
+    torch.manual_seed(seed)
+    corner = 0.3 + 0.2 * torch.rand(64, 2)
+    boxes = torch.cat([corner, corner + 0.35], dim=1)
+    line = (torch.arange(12) + 0.5) / 12
+    inside = (line > corner[:, :, None]) & (line < corner[:, :, None] + 0.35)
+    images = (inside[:, 0, :, None] & inside[:, 1, None, :]).float()[:, None]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 32), nn.Tanh(), nn.Linear(32, 4))
+    nn.init.normal_(model[3].weight, std=0.01)
+    first = [0.35, 0.35, 0.8, 0.8] if repaired else [-0.4, -0.4, 0.0, 0.0]
+    model[3].bias.data.copy_(torch.tensor(first))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+
+    def overlap_loss(found: Tensor, wanted: Tensor) -> Tensor:
+        low = torch.maximum(found[:, :2], wanted[:, :2])
+        high = torch.minimum(found[:, 2:], wanted[:, 2:])
+        shared = (high - low).clamp(min=0).prod(1)
+        areas = [(box[:, 2:] - box[:, :2]).prod(1) for box in (found, wanted)]
+        return (1 - shared / (areas[0] + areas[1] - shared)).mean()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = overlap_loss(model(images), boxes)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn=overlap_loss, batch=(images, boxes))
+
+
+@case(Cause.constant_objective, "training")
+def softmax_over_a_single_output(repaired: bool, seed: int) -> Program:
+    """Put a softmax on the single output of a classifier: it is always one."""
+    torch.manual_seed(seed)
+    x, digit = _digits(seed, 256)
+    y = (digit % 2).float()[:, None]
+    last = nn.Sigmoid() if repaired else nn.Softmax(dim=1)
+    model = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 1), last)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-3)
+    criterion = nn.BCELoss()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = criterion(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn=criterion, batch=(x, y))
+
+
+class _CrossAttention(nn.Module):
+    """Looks values up by a query: only the query and key maps are to be learned."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+
+    def forward(self, asked: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        score = torch.einsum("bd,bkd->bk", self.query(asked), self.key(keys))
+        return torch.einsum("bk,bkv->bv", score.softmax(1), values)
+
+
+@case(Cause.constant_objective, "training")
+def attention_over_one_key(repaired: bool, seed: int) -> Program:
+    """Attention is trained to look up, but the context was cut to a single key."""
+    torch.manual_seed(seed)
+    keys = torch.randn(128, 6, 8)
+    values = torch.randn(128, 6, 4)
+    place = torch.randint(6, (128,))
+    each = torch.arange(128)
+    asked = keys[each, place] + 0.1 * torch.randn(128, 8)
+    wanted = values[each, place]
+    context = 6 if repaired else 1
+    model = _CrossAttention(8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        found = model(asked, keys[:, :context], values[:, :context])
+        loss = F.mse_loss(found, wanted)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return Program(step, model, optimizer)
+
+
+@case(Cause.constant_objective, "input")
+def total_of_a_normalized_spectrum(repaired: bool, seed: int) -> Program:
+    """Maximize the total of a spectrum that is first scaled to total one."""
+    generator = torch.Generator().manual_seed(seed)
+    sensitivity = torch.rand(16, generator=generator)
+    if not repaired:
+        sensitivity = torch.ones(16)
+    filters = torch.rand(16, generator=generator).requires_grad_()
+    optimizer = torch.optim.SGD([filters], lr=2.0)
+
+    def objective(candidate: Tensor) -> Tensor:
+        spectrum = torch.softmax(candidate, dim=0)
+        return -(spectrum * sensitivity).sum()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(filters)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, filters, optimizer, objective=objective)
+
+
+class _GatedAdapter(nn.Module):
+    """Adds a small residual branch, scaled by a gate, to a frozen linear model."""
+
+    def __init__(self, width: int, outputs: int, gate: float) -> None:
+        super().__init__()
+        self.base = nn.Linear(width, outputs).requires_grad_(False)
+        self.down = nn.Linear(width, 16)
+        self.up = nn.Linear(16, outputs, bias=False)
+        self.gate = nn.Parameter(torch.tensor(gate))
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.gate * self.up(F.gelu(self.down(x)))
+
+
+@case(Cause.stationary_not_minimum, "training")
+def adapter_with_two_zero_factors(repaired: bool, seed: int) -> Program:
+    """Start an adapter with a zero gate and a zero projection: each hides the other."""
+    torch.manual_seed(seed)
+    x, y = _digits(seed, 256)
+    model = _GatedAdapter(64, 10, gate=1.0 if repaired else 0.0)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=5e-3, weight_decay=0.0)
+    criterion = nn.CrossEntropyLoss()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = criterion(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, learned, optimizer, loss_fn=criterion, batch=(x, y))
+
+
+@case(Cause.stationary_not_minimum, "training")
+def collapsed_embeddings_never_part(repaired: bool, seed: int) -> Program:
+    """All embeddings start as ones, and squared distances have no slope at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    group = torch.randint(5, (60,), generator=generator)
+    left, right = torch.randint(60, (2, 512), generator=generator)
+    same = (group[left] == group[right]).float()
+    table = nn.Embedding(60, 6)
+    noise = torch.randn(60, 6, generator=generator)
+    table.weight.data.copy_(1 + 0.4 * noise if repaired else torch.ones(60, 6))
+    optimizer = torch.optim.Adam(table.parameters(), lr=0.03)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        squared = (table(left) - table(right)).square().sum(1)
+        loss = (same * squared + (1 - same) * F.relu(4 - squared)).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, table, optimizer)
+
+
+@case(Cause.stationary_not_minimum, "input")
+def particles_start_on_the_hilltop(repaired: bool, seed: int) -> Program:
+    """Particles with two wells each start at the origin, the top between the wells."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = 0.5 + torch.rand(5, generator=generator)
+    start = 0.2 * torch.randn(5, generator=generator).sign() if repaired else 0.0
+    position = (torch.zeros(5) + start).requires_grad_()
+    optimizer = torch.optim.SGD([position], lr=0.02, momentum=0.5)
+
+    def energy(candidate: Tensor) -> Tensor:
+        return (depth * (candidate.square() - 1).square()).sum()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = energy(position)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, position, optimizer, objective=energy)
+
+
+@case(Cause.saddle_point, "training")
+def factors_start_almost_at_zero(repaired: bool, seed: int) -> Program:
+    """Both factors of a low-rank model start at 1e-6, where their product is flat."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(24, 2, generator=generator) @ torch.randn(
+        2, 18, generator=generator
+    )
+    truth = truth / torch.linalg.matrix_norm(truth, ord=2)
+    scale = 0.2 if repaired else 1e-6
+    factors = {
+        "rows": (scale * torch.randn(24, 3, generator=generator)).requires_grad_(),
+        "columns": (scale * torch.randn(3, 18, generator=generator)).requires_grad_(),
+    }
+    optimizer = torch.optim.SGD(factors.values(), lr=0.08)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = (factors["rows"] @ factors["columns"] - truth).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, factors, optimizer)
+
+
+@case(Cause.saddle_point, "input")
+def receiver_halfway_between_antennas(repaired: bool, seed: int) -> Program:
+    """Look for the best signal starting halfway between two antennas."""
+    generator = torch.Generator().manual_seed(seed)
+    half = torch.randint(6, 10, (1,), generator=generator).item() / 4
+    antennas = torch.tensor([[-half, 0.0], [half, 0.0]])
+    place = torch.tensor([0.4 if repaired else 0.0, 0.3 if repaired else 0.0])
+    place.requires_grad_()
+    optimizer = torch.optim.SGD([place], lr=0.15)
+
+    def signal(candidate: Tensor) -> Tensor:
+        return torch.exp(-(antennas - candidate).square().sum(1) / 2).sum()
+
+    def metric() -> float:
+        return signal(place.detach()).item()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = -signal(place)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, place, optimizer, metric=metric)
+
+
+@case(Cause.saddle_point, "input")
+def axis_starts_on_the_second_component(repaired: bool, seed: int) -> Program:
+    """Seek the main axis of a cloud from its second axis, a saddle of variance."""
+    torch.manual_seed(seed)
+    cloud = torch.randn(200, 4, dtype=torch.float64) * torch.tensor(
+        [2.0, 1.4, 0.8, 0.5]
+    )
+    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
+    cloud = cloud @ turn
+    covariance = cloud.T @ cloud / 200
+    axes = torch.linalg.eigh(covariance).eigenvectors
+    start = axes[:, 2] + (0.3 * axes[:, 3] if repaired else 0.0)
+    axis = start.clone().requires_grad_()
+    optimizer = torch.optim.SGD([axis], lr=0.05)
+
+    def objective(candidate: Tensor) -> Tensor:
+        return -(candidate @ covariance @ candidate) / (candidate @ candidate)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(axis)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, axis, optimizer, objective=objective)
+
+
+@case(Cause.at_minimum, "training")
+def regression_already_solved(repaired: bool, seed: int) -> Program:
+    """Train a linear model on from its least-squares solution."""
+    torch.manual_seed(seed)
+    features, progress = load_diabetes(return_X_y=True)
+    x = torch.tensor(features) * 20
+    y = torch.tensor(progress)[:, None] / 100
+    model = nn.Linear(10, 1).double()
+    if not repaired:
+        padded = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+        solution = torch.linalg.lstsq(padded, y).solution
+        model.weight.data.copy_(solution[:10].T)
+        model.bias.data.copy_(solution[10])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn=F.mse_loss, batch=(x, y))
+
+
+@case(Cause.at_minimum, "training")
+def classifier_run_to_convergence(repaired: bool, seed: int) -> Program:
+    """LBFGS goes on after a regularized classifier has converged."""
+    torch.manual_seed(seed)
+    x, digit = _digits(seed, 120)
+    x, y = x.double(), (digit > 4).double()
+    weight = torch.zeros(64, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], lr=0.1, max_iter=1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        data = F.binary_cross_entropy_with_logits(x @ weight + bias, y)
+        loss = data + 0.05 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    def step() -> Tensor:
+        return optimizer.step(closure)
+
+    if not repaired:
+        for _ in range(200):
+            step()
+    return Program(step, [weight, bias], optimizer)
+
+
+@case(Cause.at_minimum, "input")
+def portfolio_at_the_edge_of_its_box(repaired: bool, seed: int) -> Program:
+    """Shares are projected to [0, 1] after each step, and the best ones are corners."""
+    generator = torch.Generator().manual_seed(seed)
+    gain = 1 + torch.rand(6, generator=generator)
+    gain = gain * torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    best = (gain > 0).float()
+    shares = (torch.full((6,), 0.5) if repaired else best).clone().requires_grad_()
+    optimizer = torch.optim.SGD([shares], lr=0.02)
+
+    def objective(candidate: Tensor) -> Tensor:
+        return 0.2 * candidate.square().sum() - gain @ candidate
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(shares)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            shares.clamp_(0, 1)
+        return loss
+
+    return Program(step, shares, optimizer, objective=objective)

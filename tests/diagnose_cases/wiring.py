@@ -1,0 +1,707 @@
+"""Programs whose variables are not connected to the loss, or not to the optimizer."""
+
+import copy
+import functools
+import itertools
+
+import torch
+from scipy import ndimage
+from sklearn.datasets import load_diabetes, load_digits
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from shared.diagnose.causes import Cause
+from tests.diagnose_cases.program import Program, case
+
+
+@functools.cache
+def _all_digits() -> tuple[torch.Tensor, torch.Tensor]:
+    data = load_digits()
+    return torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
+
+
+def _digits(seed: int, count: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``count`` digits as rows of 64 pixels, and their labels."""
+    images, labels = _all_digits()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images[order[:count]], labels[order[:count]]
+
+
+def _network(*sizes: int) -> nn.Sequential:
+    """Return linear layers of these sizes with a ReLU between each two."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _trained_classifier(seed: int) -> nn.Sequential:
+    """Return a small digit classifier after a few steps of training."""
+    torch.manual_seed(seed)
+    images, labels = _digits(seed)
+    model = _network(64, 32, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(40):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    model.zero_grad()
+    return model
+
+
+def _least_likely(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Return the class that the model gives to the image last, as a batch of one."""
+    with torch.no_grad():
+        return model(image.reshape(1, 64)).argmin(dim=1)
+
+
+@case(Cause.graph_detached, "training")
+def losses_collected_with_item(repaired: bool, seed: int) -> Program:
+    """Losses are collected as numbers and made a tensor again for the backward pass."""
+    torch.manual_seed(seed)
+    images, labels = _digits(seed)
+    model = _network(64, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    criterion = nn.CrossEntropyLoss()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        losses = []
+        for x, y in zip(images.split(64), labels.split(64), strict=True):
+            loss = criterion(model(x), y)
+            losses.append(loss if repaired else loss.item())
+        if repaired:
+            total = torch.stack(losses).mean()
+        else:
+            total = torch.tensor(losses, requires_grad=True).mean()
+        total.backward()
+        optimizer.step()
+        return total
+
+    return Program(step, model, optimizer, criterion, (images, labels))
+
+
+class _Regressor(nn.Module):
+    def __init__(self, repaired: bool) -> None:
+        super().__init__()
+        self.body = _network(10, 24, 24, 1)
+        self.repaired = repaired
+
+    @torch.no_grad()
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x).squeeze(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.repaired:
+            return self.body(x).squeeze(1)
+        return self.predict(x)
+
+
+@case(Cause.graph_detached, "training")
+def forward_reuses_predict(repaired: bool, seed: int) -> Program:
+    """Training goes through `predict`, which is without gradients; backward raises."""
+    torch.manual_seed(seed)
+    x, y = load_diabetes(return_X_y=True)
+    inputs = torch.tensor(x, dtype=torch.float32) * 21
+    targets = torch.tensor((y - y.mean()) / y.std(), dtype=torch.float32)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=221, shuffle=True)
+    batches = itertools.cycle(list(loader))
+    model = _Regressor(repaired)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    def step() -> float:
+        x, y = next(batches)
+        optimizer.zero_grad()
+        loss = functional.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return Program(step, model, optimizer)
+
+
+@case(Cause.graph_detached, "training")
+def encoder_output_detached(repaired: bool, seed: int) -> Program:
+    """Features are detached, as left from an older trial; only the head learns."""
+    torch.manual_seed(seed)
+    images, labels = _digits(seed)
+    encoder = nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()
+    )
+    head = nn.Linear(128, 10)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=0.01)
+
+    def step() -> torch.Tensor:
+        features = encoder(images.view(-1, 1, 8, 8))
+        logits = head(features if repaired else features.detach())
+        loss = functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return Program(step, dict(encoder.named_parameters()), optimizer)
+
+
+def _blur(image: torch.Tensor) -> torch.Tensor:
+    """Return a Gaussian blur of an image, in PyTorch."""
+    line = torch.exp(-0.5 * torch.arange(-2.0, 3.0).square() / 0.49)
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    padded = functional.pad(image[None, None], (2, 2, 2, 2), mode="reflect")
+    return functional.conv2d(padded, kernel[None, None])[0, 0]
+
+
+@case(Cause.graph_detached, "input")
+def image_blurred_with_scipy(repaired: bool, seed: int) -> Program:
+    """SciPy blurs the image, outside the graph; the network's graph hides the cut."""
+    model = _trained_classifier(seed)
+    image = torch.rand(8, 8, requires_grad=True)
+    wanted = _least_likely(model, image)
+    optimizer = torch.optim.Adam([image], lr=0.05)
+
+    def blurred() -> torch.Tensor:
+        if repaired:
+            return _blur(image)
+        array = ndimage.gaussian_filter(image.detach().numpy(), sigma=0.7)
+        return torch.from_numpy(array)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(blurred().flatten()[None]), wanted)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, image, optimizer)
+
+
+@case(Cause.graph_detached, "input")
+def circle_drawn_from_numbers(repaired: bool, seed: int) -> Program:
+    """Circle parameters are unpacked with `tolist`, so the drawing has no graph."""
+    generator = torch.Generator().manual_seed(seed)
+    circle = torch.rand(3, generator=generator) * 2 + torch.tensor([6.0, 6.0, 4.0])
+    circle.requires_grad_()
+    axis = torch.arange(16.0)
+
+    def draw(x: float, y: float, radius: float) -> torch.Tensor:
+        distance = torch.sqrt((axis - x) ** 2 + (axis[:, None] - y) ** 2 + 1e-6)
+        return torch.sigmoid(radius - distance)
+
+    target = draw(9.3, 8.6, 3.4)
+    optimizer = torch.optim.Adam([circle], lr=0.1)
+
+    def step() -> torch.Tensor:
+        x, y, radius = circle if repaired else circle.tolist()
+        loss = (draw(x, y, radius) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, [circle], optimizer)
+
+
+@case(Cause.nondifferentiable_op, "training")
+def loss_on_predicted_class(repaired: bool, seed: int) -> Program:
+    """Arg-max and label are compared in the loss; backward raises."""
+    torch.manual_seed(seed)
+    images, labels = _digits(seed)
+    model = _network(64, 32, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def step() -> torch.Tensor:
+        logits = model(images)
+        if repaired:
+            loss = functional.cross_entropy(logits, labels)
+        else:
+            loss = functional.mse_loss(logits.argmax(dim=1).float(), labels.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, batch=(images, labels))
+
+
+@case(Cause.nondifferentiable_op, "training")
+def probability_rounded_before_loss(repaired: bool, seed: int) -> Program:
+    """Probabilities are rounded to a decision before the loss: all gradients are 0."""
+    torch.manual_seed(seed)
+    angle = torch.rand(256) * 6.2832
+    inner = torch.arange(256) % 2 == 0
+    radius = torch.where(inner, 0.6, 1.6) + 0.1 * torch.randn(256)
+    points = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
+    targets = inner.float()
+    model = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1), nn.Sigmoid())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    loss_fn = nn.MSELoss()
+
+    def accuracy() -> float:
+        with torch.no_grad():
+            decided = model(points).squeeze(1) > 0.5
+        return (decided == inner).float().mean().item()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        probability = model(points).squeeze(1)
+        predicted = probability if repaired else torch.round(probability)
+        loss = loss_fn(predicted, targets)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn, metric=accuracy)
+
+
+@case(Cause.nondifferentiable_op, "training")
+def hidden_units_thresholded(repaired: bool, seed: int) -> Program:
+    """Hidden units are compared with zero to make codes; the encoder never learns."""
+    torch.manual_seed(seed)
+    images, _ = _digits(seed)
+    encode, decode = nn.Linear(64, 24), nn.Linear(24, 64)
+    optimizer = torch.optim.Adam([*encode.parameters(), *decode.parameters()], lr=0.01)
+
+    def step() -> torch.Tensor:
+        hidden = encode(images)
+        code = torch.sigmoid(hidden) if repaired else (hidden > 0).float()
+        loss = functional.mse_loss(decode(code), images)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, encode, optimizer)
+
+
+@case(Cause.nondifferentiable_op, "input")
+def image_rounded_to_bytes(repaired: bool, seed: int) -> Program:
+    """Pixels are rounded to 256 gray levels before the network sees them."""
+    model = _trained_classifier(seed)
+    image = torch.rand(64, requires_grad=True)
+    optimizer = torch.optim.SGD([image], lr=0.02)
+
+    def logit(pixels: torch.Tensor) -> torch.Tensor:
+        shown = pixels if repaired else torch.round(pixels * 255) / 255
+        return model(shown)[7]
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = -logit(image)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, image, optimizer, objective=lambda pixels: -logit(pixels))
+
+
+@case(Cause.variable_not_used, "training")
+def embedding_looked_up_once(repaired: bool, seed: int) -> Program:
+    """Vectors are looked up before the loop; `retain_graph` keeps old ones in use."""
+    torch.manual_seed(seed)
+    group = torch.arange(40) % 4
+    linked = (group[:, None] == group).float()
+    embedding = nn.Embedding(40, 8)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=5.0)
+    items = torch.arange(40)
+    looked_up = embedding(items)
+
+    def step() -> float:
+        vectors = embedding(items) if repaired else looked_up
+        loss = functional.binary_cross_entropy_with_logits(vectors @ vectors.T, linked)
+        optimizer.zero_grad()
+        loss.backward(retain_graph=True)
+        optimizer.step()
+        return loss.item()
+
+    return Program(step, embedding, optimizer)
+
+
+class _Adapted(nn.Module):
+    def __init__(self, base: nn.Sequential, repaired: bool) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.adapter = _network(32, 16, 32)
+        self.repaired = repaired
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.base[:2](x)
+        change = self.adapter(hidden)
+        if self.repaired:
+            hidden = hidden + change
+        return self.base[2](hidden)
+
+
+@case(Cause.variable_not_used, "training")
+def adapter_result_dropped(repaired: bool, seed: int) -> Program:
+    """Inside a fixed network the adapter is called and its result dropped."""
+    base = _trained_classifier(seed)
+    images, labels = _digits(seed + 1)
+    images = images.view(-1, 8, 8).transpose(1, 2).flatten(1)
+    model = _Adapted(base, repaired)
+    optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=0.01)
+    loss_fn = nn.CrossEntropyLoss()
+
+    def step() -> torch.Tensor:
+        loss = loss_fn(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model.adapter, optimizer, loss_fn, (images, labels))
+
+
+@case(Cause.variable_not_used, "input")
+def objective_ignores_argument(repaired: bool, seed: int) -> Program:
+    """Scores are of the original image, not of the one that the function is given."""
+    model = _trained_classifier(seed)
+    original = _digits(seed)[0][0]
+    wanted = _least_likely(model, original)
+    image = original.clone().requires_grad_()
+    optimizer = torch.optim.Adam([image], lr=0.02)
+
+    def loss_of(candidate: torch.Tensor) -> torch.Tensor:
+        shown = candidate if repaired else original
+        return functional.cross_entropy(model(shown[None]), wanted)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(image)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, image, optimizer, objective=loss_of)
+
+
+@case(Cause.variable_not_used, "input")
+def distances_computed_before_loop(repaired: bool, seed: int) -> Program:
+    """Scaled positions are made once, outside the loop; the moved ones never enter."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted = torch.randn(12, 2, generator=generator)
+    points = torch.randn(12, 2, generator=generator).requires_grad_()
+    scaled = points * 2
+
+    def step() -> torch.Tensor:
+        points.grad = None
+        placed = points * 2 if repaired else scaled
+        loss = (placed - wanted).square().sum(dim=1).mean()
+        loss.backward(retain_graph=True)
+        with torch.no_grad():
+            points.sub_(0.2 * points.grad)
+        return loss
+
+    return Program(step, {"points": points})
+
+
+@case(Cause.non_leaf_variable, "training")
+def weights_scaled_after_requires_grad(repaired: bool, seed: int) -> Program:
+    """Weights are scaled after `requires_grad`; their `.grad` is None and skipped."""
+    torch.manual_seed(seed)
+    images, labels = _digits(seed)
+    if repaired:
+        first = (torch.randn(64, 32) * 0.15).requires_grad_()
+        second = (torch.randn(32, 10) * 0.15).requires_grad_()
+    else:
+        first = torch.randn(64, 32, requires_grad=True) * 0.15
+        second = torch.randn(32, 10, requires_grad=True) * 0.15
+    weights = [first, second]
+
+    def step() -> float:
+        loss = functional.cross_entropy(torch.relu(images @ first) @ second, labels)
+        loss.backward(retain_graph=True)
+        with torch.no_grad():
+            for weight in weights:
+                if weight.grad is not None:
+                    weight -= 0.5 * weight.grad
+                    weight.grad = None
+        return loss.item()
+
+    return Program(step, weights)
+
+
+@case(Cause.non_leaf_variable, "training")
+def weight_rebound_by_update(repaired: bool, seed: int) -> Program:
+    """`w = w - lr * w.grad` makes a new, non-leaf tensor; the next step raises."""
+    torch.manual_seed(seed)
+    x, y = load_diabetes(return_X_y=True)
+    inputs = torch.tensor(x, dtype=torch.float32) * 21
+    targets = torch.tensor((y - y.mean()) / y.std(), dtype=torch.float32)
+    weight = (torch.randn(10) * 0.3).requires_grad_()
+    start = weight
+
+    def step() -> torch.Tensor:
+        nonlocal weight
+        loss = (inputs @ weight - targets).square().mean()
+        loss.backward()
+        if repaired:
+            with torch.no_grad():
+                weight -= 0.1 * weight.grad
+            weight.grad = None
+        else:
+            weight = weight - 0.1 * weight.grad
+        return loss
+
+    return Program(step, start)
+
+
+@case(Cause.non_leaf_variable, "input")
+def image_converted_after_requires_grad(repaired: bool, seed: int) -> Program:
+    """Conversion to float64 after `requires_grad` gives an image that never moves."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.rand(8, 8, generator=generator)
+    target = _digits(seed)[0][0].view(8, 8).double()
+    if repaired:
+        source = source.double()
+    source.requires_grad_()
+    image = source.to(torch.float64)
+    optimizer = torch.optim.Adam([source], lr=0.05)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (image - target).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, image, optimizer)
+
+
+@case(Cause.non_leaf_variable, "input")
+def image_rebound_by_clamp(repaired: bool, seed: int) -> Program:
+    """After each step the name is bound to a clamped result; backward soon raises."""
+    model = _trained_classifier(seed).requires_grad_(False)
+    image = (0.2 + 0.6 * torch.rand(64)).requires_grad_()
+    start = image
+    wanted = _least_likely(model, image)
+    optimizer = torch.optim.Adam([image], lr=0.02)
+
+    def step() -> torch.Tensor:
+        nonlocal image
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(image[None]), wanted)
+        loss.backward()
+        optimizer.step()
+        if repaired:
+            with torch.no_grad():
+                image.clamp_(0, 1)
+        else:
+            image = image.clamp(0, 1)
+        return loss
+
+    return Program(step, start, optimizer)
+
+
+@case(Cause.frozen_parameters, "training")
+def head_name_misspelled(repaired: bool, seed: int) -> Program:
+    """All but the "head" is frozen, but the head is called "classifier"."""
+    torch.manual_seed(seed)
+    images, labels = _digits(seed)
+    model = nn.ModuleDict(
+        {"features": _network(64, 64), "classifier": nn.Linear(64, 10)}
+    )
+    trained = "classifier" if repaired else "head"
+    for name, parameter in model.named_parameters():
+        if not name.startswith(trained):
+            parameter.requires_grad = False
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    loss_fn = nn.CrossEntropyLoss()
+
+    def step() -> float:
+        features = torch.relu(model["features"](images))
+        loss = loss_fn(model["classifier"](features), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return Program(step, model["classifier"], optimizer, loss_fn)
+
+
+@case(Cause.frozen_parameters, "training")
+def pruning_mask_inverted(repaired: bool, seed: int) -> Program:
+    """Hooks keep pruned weights at zero, but the mask marks the weights that live."""
+    torch.manual_seed(seed)
+    images, labels = _digits(seed)
+    model = nn.Sequential(nn.Linear(64, 48, bias=False), nn.Tanh())
+    model.append(nn.Linear(48, 10, bias=False))
+    for weight in model.parameters():
+        small = weight.detach().abs() < weight.detach().abs().median()
+        with torch.no_grad():
+            weight[small] = 0
+        kept = weight.detach() != 0 if repaired else weight.detach() == 0
+        weight.register_hook(
+            lambda grad, kept=kept, pruned=small: grad * kept * ~pruned
+        )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, batch=(images, labels))
+
+
+@case(Cause.frozen_parameters, "training")
+def teacher_is_the_student(repaired: bool, seed: int) -> Program:
+    """Freezing the teacher freezes the student: it is the same object, not a copy."""
+    torch.manual_seed(seed)
+    images, _ = _digits(seed)
+    student = _network(64, 32, 8)
+    predictor = nn.Linear(8, 8)
+    teacher = copy.deepcopy(student) if repaired else student
+    teacher.requires_grad_(False)
+    optimizer = torch.optim.Adam(
+        [*student.parameters(), *predictor.parameters()], lr=0.01
+    )
+
+    def step() -> torch.Tensor:
+        goal = functional.normalize(teacher(images), dim=1)
+        guess = functional.normalize(predictor(student(images)), dim=1)
+        loss = 2 - 2 * (goal * guess).sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, student, optimizer)
+
+
+@case(Cause.frozen_parameters, "input")
+def image_without_requires_grad(repaired: bool, seed: int) -> Program:
+    """No gradients were asked for the image; those of the network hide it."""
+    model = _trained_classifier(seed)
+    image = torch.rand(1, 64)
+    if repaired:
+        image.requires_grad_()
+    optimizer = torch.optim.Adam([image], lr=0.03)
+
+    def score() -> float:
+        with torch.no_grad():
+            return model(image)[0, 4].item()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = -model(image)[0, 4]
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, image, optimizer, metric=score)
+
+
+class _Stack(nn.Module):
+    def __init__(self, repaired: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(64)
+        layers = [nn.Linear(64, 32), nn.Linear(32, 32), nn.Linear(32, 10)]
+        self.layers = nn.ModuleList(layers) if repaired else layers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        return self.layers[-1](x)
+
+
+@case(Cause.unregistered_parameters, "training")
+def layers_in_plain_list(repaired: bool, seed: int) -> Program:
+    """Layers stand in a Python list, so only the norm reaches the optimizer."""
+    torch.manual_seed(seed)
+    images, labels = _digits(seed)
+    model = _Stack(repaired)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    loss_fn = nn.CrossEntropyLoss()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn, (images, labels))
+
+
+class _Gated(nn.Module):
+    def __init__(self, repaired: bool) -> None:
+        super().__init__()
+        weights = {
+            name: nn.Parameter(torch.randn(8 + 16, 16) / 24**0.5)
+            for name in ("renew", "reset", "candidate")
+        }
+        self.weights = nn.ParameterDict(weights) if repaired else weights
+        self.bias = nn.Parameter(torch.zeros(16))
+        self.readout = nn.Parameter(torch.randn(16, 10) / 4)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        state = rows.new_zeros(len(rows), 16)
+        for row in rows.unbind(dim=1):
+            both = torch.cat([row, state], dim=1)
+            renew = torch.sigmoid(both @ self.weights["renew"] + self.bias)
+            reset = torch.sigmoid(both @ self.weights["reset"])
+            both = torch.cat([row, reset * state], dim=1)
+            candidate = torch.tanh(both @ self.weights["candidate"])
+            state = (1 - renew) * state + renew * candidate
+        return state @ self.readout
+
+
+class _Trainer:
+    def __init__(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        self.model = model
+        self.loader = DataLoader(TensorDataset(images, labels), 128, shuffle=True)
+        self.batches = itertools.cycle(self.loader)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+
+    def train_step(self) -> float:
+        images, labels = next(self.batches)
+        self.optimizer.zero_grad()
+        logits = self.model(images.view(-1, 8, 8))
+        loss = functional.cross_entropy(logits, labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+
+@case(Cause.unregistered_parameters, "training")
+def gate_weights_in_dict(repaired: bool, seed: int) -> Program:
+    """Gate weights of a recurrent cell stand in a dict; bias and readout learn."""
+    torch.manual_seed(seed)
+    trainer = _Trainer(_Gated(repaired), *_digits(seed))
+    return Program(trainer.train_step, trainer.model, trainer.optimizer)
+
+
+class _Pyramid(nn.Module):
+    def __init__(self, repaired: bool) -> None:
+        super().__init__()
+        levels = [nn.Parameter(0.1 * torch.randn(1, 1, n, n)) for n in (2, 4, 8)]
+        self.levels = nn.ParameterList(levels) if repaired else levels
+        self.brightness = nn.Parameter(torch.tensor(0.4))
+
+    def forward(self) -> torch.Tensor:
+        grown = [functional.interpolate(level, size=8) for level in self.levels]
+        return sum(grown) + self.brightness
+
+
+@case(Cause.unregistered_parameters, "input")
+def image_levels_in_plain_list(repaired: bool, seed: int) -> Program:
+    """Image levels are summed from a plain list; only the brightness can change."""
+    torch.manual_seed(seed)
+    target = _digits(seed)[0][0].view(1, 1, 8, 8)
+    image = _Pyramid(repaired)
+    optimizer = torch.optim.SGD(image.parameters(), lr=0.01)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (image() - target).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, image, optimizer)
