@@ -57,9 +57,7 @@ def curvature(seen: Observation) -> Curvature:
         small[k, k + 1] = small[k + 1, k] = beside[k]
     values, vectors = torch.linalg.eigh(small)
     lowest = sum(w * b for w, b in zip(vectors[:, 0], basis, strict=False))
-    return Curvature(
-        float(values[0]), float(values[-1]), _gain(seen, lowest, unit)
-    )
+    return Curvature(float(values[0]), float(values[-1]), _gain(seen, lowest, unit))
 
 
 def _gain(seen: Observation, direction: torch.Tensor, unit: float) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.flow import STEP_FUNCTIONS, Passage
-from shared.diagnose.observation import Observation, helps
+from shared.diagnose.observation import Observation, helps, norm
 from shared.diagnose.repairs import (
     OtherCalls,
     RightUpdate,
@@ -19,7 +19,8 @@ from shared.diagnose.repairs import (
     pass_straight_through,
 )
 from shared.diagnose.report import Evidence, Finding, Note, Proof
-from shared.diagnose.wiring import spacing
+from shared.diagnose.watch import Level
+from shared.diagnose.wiring import due_update, spacing
 
 LOSS_SCALE = 2.0**16
 
@@ -36,13 +37,9 @@ def not_a_number(seen: Observation) -> Iterator[Finding]:
         return
     if _grew_first(seen):
         return
-    where = next(
-        (p for p in reversed(seen.passages) if _ends_finite(p)), None
-    )
+    where = next((p for p in reversed(seen.passages) if _ends_finite(p)), None)
     name = where.name if where is not None else "the forward pass"
-    masked = any(
-        p.facts.get("counted") == 0.0 for p in seen.passages
-    )
+    masked = any(p.facts.get("counted") == 0.0 for p in seen.passages)
     if masked:
         yield Finding(
             Cause.targets_masked_out, 1.0,
@@ -125,7 +122,9 @@ def _rounds_away(seen: Observation) -> Iterator[Finding]:
             steps=20,
         )
     rate = max((r for u in seen.updates for r in u.rates), default=math.nan)
-    if max(shares) < 1e-6 or (rate < 1e-9 and not helps(proof, 1e-4)):
+    if not helps(proof, 1e-4) and rate >= 1e-9:
+        return  # the updates round away, and nothing is lost with them
+    if rate < 1e-9 and not helps(proof, 1e-4):
         larger = RightUpdate(seen.tensors, rounded, like, rate=1e-2)
         yield Finding(
             Cause.lr_zero,
@@ -174,29 +173,18 @@ def _update_in_spacings(seen: Observation, i: int) -> float:
         gradient = update.at_entry[i]
         if i not in update.holds or gradient is None:
             continue
-        size = _due(update.optimizer, seen.tensors[i], gradient)
+        size = due_update(update.optimizer, seen.tensors[i], gradient)
         largest = max(largest, float((size / spacing(update.before[i])).max()))
     if not seen.updates:
         return _own_update_in_spacings(seen, i)
     return largest
 
 
-def _due(
-    optimizer: torch.optim.Optimizer, tensor: torch.Tensor, gradient: torch.Tensor
-) -> torch.Tensor:
-    """Return the size of the update that is due: rate times gradient, or as in Adam."""
-    group = next(g for g in optimizer.param_groups if any(p is tensor for p in g["params"]))
-    rate = float(group.get("lr", 1e-3))
-    size = gradient.double().abs()
-    if "betas" in group or "rho" in group or "alpha" in group:
-        return rate * size / (size + group.get("eps", 1e-8))
-    return rate * size
-
-
 def _own_update_in_spacings(seen: Observation, i: int) -> float:
     """For updates by hand: try whether the loss of a doubled change still rounds."""
     changes = [r.moved()[i] for r in seen.records if r.after]
-    return 0.25 if not any(changes) and seen.updates_rounded_by_hand else 0.0
+    written = any(record.written for record in seen.detailed)
+    return 0.25 if written and not any(changes) else 0.0
 
 
 def _underflows(seen: Observation) -> Iterator[Finding]:
@@ -209,12 +197,17 @@ def _underflows(seen: Observation) -> Iterator[Finding]:
     if not zero:
         return
     repair = RightUpdate(
-        seen.tensors, zero, next(iter(seen.held_by(zero[0])), None), loss_scale=LOSS_SCALE
+        seen.tensors,
+        zero,
+        next(iter(seen.held_by(zero[0])), None),
+        loss_scale=LOSS_SCALE,
     )
     records = seen.trials.run(3, repair.level, repair)
     found = [r.fresh()[i] for r in records for i in zero]
     share = [float((g != 0).double().mean()) for g in found if g is not None]
     if not share or max(share) < 0.1:
+        return
+    if seen.learns and not helps(seen.prove("loss scaled", repair), 0.05):
         return
     largest = max(float(g.abs().max()) for g in found if g is not None) / LOSS_SCALE
     proof = seen.prove(f"loss times {LOSS_SCALE:.0f} in backward", repair)
@@ -249,17 +242,14 @@ def dead_ends(seen: Observation) -> Iterator[Finding]:
     layer = _dead_layer(seen)
     if layer is not None:
         yield from _explain_dead(seen, layer)
-    if not _mostly_zero(seen):
         return
-    ends = _ends(seen)
-    for end in ends:
+    if not seen.gradient_is_zero:
+        return
+    for end in _ends(seen):
         cause = _cause_of(seen, end)
         if cause is not None:
             yield from _EXPLAIN[cause](seen, end)
-
-
-def _mostly_zero(seen: Observation) -> bool:
-    return seen.gradient_is_zero
+            return
 
 
 def _ends(seen: Observation) -> list[Passage]:
@@ -272,18 +262,19 @@ def _ends(seen: Observation) -> list[Passage]:
 
 def _cause_of(seen: Observation, end: Passage) -> Cause | None:
     kind = end.facts.get("kind")
-    name = end.name
-    if name in STEP_FUNCTIONS:
+    if end.name in STEP_FUNCTIONS:
         return Cause.nondifferentiable_op
     if kind in ("softmax", "log_softmax") and end.facts["classes"] == 1:
         return Cause.constant_objective
     if kind in ("softmax", "log_softmax", "sigmoid", "tanh"):
         return Cause.saturated_activation if end.facts["exactly_flat"] > 0.5 else None
     if kind == "rectifier" and end.facts["off"] == 1.0:
-        return Cause.dead_relu if seen.module is not None else Cause.out_of_support
+        return Cause.dead_relu if end.facts["after_layer"] else Cause.out_of_support
     if kind == "clamp":
-        two_sided = end.facts["outside"] > 0 or end.direct
-        return Cause.clamped_at_bound if two_sided and end.direct else None
+        own = end.facts["two_sided"] or end.direct
+        return Cause.clamped_at_bound if own else Cause.out_of_support
+    if kind == "product" and end.facts["constant_zero"]:
+        return Cause.frozen_parameters if end.direct else Cause.targets_masked_out
     return None
 
 
@@ -367,7 +358,7 @@ def _explain_saturated(seen: Observation, end: Passage) -> Iterator[Finding]:
 
 
 def _explain_clamp(seen: Observation, end: Passage) -> Iterator[Finding]:
-    if not _something_lower(seen):
+    if not _something_lower(seen, end):
         _note_minimum(seen)
         return
     proof = seen.prove(
@@ -392,7 +383,7 @@ def _explain_clamp(seen: Observation, end: Passage) -> Iterator[Finding]:
 
 
 def _explain_support(seen: Observation, end: Passage) -> Iterator[Finding]:
-    if not _something_lower(seen):
+    if not _something_lower(seen, end):
         _note_minimum(seen)
         return
     yield out_of_support(seen, end.name)
@@ -419,6 +410,23 @@ def out_of_support(seen: Observation, name: str | None = None) -> Finding:
     )  # fmt: skip
 
 
+def _explain_masked(seen: Observation, end: Passage) -> Iterator[Finding]:
+    own = end.direct
+    yield Finding(
+        Cause.frozen_parameters if own else Cause.targets_masked_out,
+        0.95,
+        (
+            Evidence("entries of the mask that are not zero", 0, "some"),
+            Evidence("gradient behind the mask", 0, "above 0"),
+        ),
+        (),
+        "A constant tensor of zeros is multiplied with "
+        + ("the variables themselves." if own else "what the loss compares.")
+        + " Nothing can pass back through it.",
+        "assert mask.any()  # and look at how it is made: mask = 1 - mask?",
+    )
+
+
 def _explain_constant(seen: Observation, end: Passage) -> Iterator[Finding]:
     yield constant(seen)
 
@@ -441,11 +449,31 @@ def constant(seen: Observation) -> Finding:
     )  # fmt: skip
 
 
-def _something_lower(seen: Observation) -> bool:
-    """Whether the loss is lower anywhere that probes reach."""
+def _something_lower(seen: Observation, end: Passage | None = None) -> bool:
+    """Whether the loss is lower anywhere that probes reach, first behind the dead end."""
+    if end is not None and _lower_behind(seen, end):
+        return True
+    return seen.lower_elsewhere is not None
+
+
+def _lower_behind(seen: Observation, end: Passage) -> bool:
+    """Whether the loss falls where the gradient points that the call would pass on."""
+    repair = OtherCalls({end.name: pass_straight_through})
+    record = seen.trials.run(1, Level.GRADIENTS, repair)[0]
+    gradient = [
+        torch.zeros_like(s) if g is None else g
+        for g, s in zip(record.fresh(), seen.trials.start, strict=True)
+    ]
+    size = norm(gradient)
+    if not size or not math.isfinite(size):
+        return False
+    whole = math.hypot(
+        *(s * math.sqrt(t.numel()) for s, t in zip(seen.sizes, gradient, strict=True))
+    )
+    direction = [-whole / size * g.double() for g in gradient]
     first = seen.losses[0]
-    lowest = min((x for x in seen.around.values() if not math.isnan(x)), default=first)
-    return lowest < first - 1e-6 * abs(first)
+    found = seen.along(direction, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
+    return any(x < first - 1e-5 * max(abs(first), 1e-12) for x in found.values())
 
 
 def _note_minimum(seen: Observation) -> None:
@@ -462,6 +490,8 @@ _EXPLAIN = {
     Cause.dead_relu: _explain_dead,
     Cause.out_of_support: _explain_support,
     Cause.constant_objective: _explain_constant,
+    Cause.frozen_parameters: _explain_masked,
+    Cause.targets_masked_out: _explain_masked,
 }
 
 __all__: Sequence[str] = ["Proof", "dead_ends", "not_a_number", "precision"]

@@ -8,17 +8,18 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.dead_ends import dead_ends, not_a_number, precision
+from shared.diagnose.inputs import inputs
 from shared.diagnose.loss_faults import loss_faults
 from shared.diagnose.observation import Observation, Variable
 from shared.diagnose.progress import progress
-from shared.diagnose.report import Finding, Report
+from shared.diagnose.report import Finding, Note, Report
 from shared.diagnose.state import Snapshot
 from shared.diagnose.trials import OutOfBudget, Trials
 from shared.diagnose.watch import as_float
 from shared.diagnose.wiring import wiring
 
 MOST_STEPS = 200
-STAGES = (not_a_number, wiring, loss_faults, precision, dead_ends, progress)
+STAGES = (not_a_number, wiring, loss_faults, precision, inputs, dead_ends, progress)
 """In this order: exact connections, then numbers, then the landscape and chance."""
 
 
@@ -86,6 +87,12 @@ def diagnose(
 
 def _report(seen: Observation) -> Report:
     _check_first_step(seen)
+    if seen.ascends():
+        seen.trials.sign = -1.0
+        for record in seen.records:
+            record.loss *= -1.0
+        seen.notes.append(Note("The step returns a score, and raises it."))
+        del seen.losses
     findings: list[Finding] = []
     for stage in STAGES:
         if findings and stage not in (wiring, loss_faults):

@@ -7,6 +7,7 @@ its gradient, and so finds the call in which the gradient ends.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,28 +15,18 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 STEP_FUNCTIONS = frozenset(
-    "round floor ceil trunc fix sign sgn heaviside frac floor_divide __floordiv__ gt lt"
-    " ge le eq ne __gt__ __lt__ __ge__ __le__ __eq__ __ne__ greater less argmax argmin"
-    " argsort long int short bool byte logical_and logical_or logical_not bincount"
-    " histc searchsorted bucketize multinomial bernoulli one_hot nonzero isclose"
-    " __rfloordiv__ nms topk_indices round_ floor_ ceil_ trunc_ sign_ int_repr"
-    " quantize_per_tensor sgn_ unique".split()
+    ["round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "frac", "floor_divide", "__floordiv__", "gt", "lt", "ge", "le", "eq", "ne", "__gt__", "__lt__", "__ge__", "__le__", "__eq__", "__ne__", "greater", "less", "argmax", "argmin", "argsort", "long", "int", "short", "bool", "byte", "logical_and", "logical_or", "logical_not", "bincount", "histc", "searchsorted", "bucketize", "multinomial", "bernoulli", "one_hot", "nonzero", "isclose", "__rfloordiv__", "nms", "topk_indices", "round_", "floor_", "ceil_", "trunc_", "sign_", "int_repr", "quantize_per_tensor", "sgn_", "unique"]
 )
 """Calls whose value changes in steps, or whose result cannot carry a gradient."""
 
-CUTS = frozenset("detach detach_ data tensor as_tensor new_tensor from_numpy".split())
+CUTS = frozenset(["detach", "detach_", "data", "tensor", "as_tensor", "new_tensor", "from_numpy"])
 """Calls that hand a value on without its graph."""
 
-ESCAPES = frozenset("item tolist numpy __float__ __int__ __array__ __index__".split())
+ESCAPES = frozenset(["item", "tolist", "numpy", "__float__", "__int__", "__array__", "__index__"])
 """Calls after which a value is no tensor any more."""
 
 _NO_FLOW = frozenset(
-    "backward grad requires_grad_ register_hook retain_grad _set_grad_enabled size dim"
-    " numel shape dtype device is_complex is_floating_point requires_grad grad_fn"
-    " is_leaf empty empty_like zeros_like ones_like rand_like randn_like layout"
-    " _record_function_enter_new _record_function_exit ndim stride is_contiguous"
-    " data_ptr element_size __len__ __repr__ __format__ is_sparse is_nested"
-    " _version names output_nr storage untyped_storage type is_inference".split()
+    ["backward", "grad", "requires_grad_", "register_hook", "retain_grad", "_set_grad_enabled", "size", "dim", "numel", "shape", "dtype", "device", "is_complex", "is_floating_point", "requires_grad", "grad_fn", "is_leaf", "empty", "empty_like", "zeros_like", "ones_like", "rand_like", "randn_like", "layout", "_record_function_enter_new", "_record_function_exit", "ndim", "stride", "is_contiguous", "data_ptr", "element_size", "__len__", "__repr__", "__format__", "is_sparse", "is_nested", "_version", "names", "output_nr", "storage", "untyped_storage", "type", "is_inference"]
 )
 
 
@@ -54,6 +45,7 @@ class Call:
     """Bit ``i`` is set if the call descends from variable ``i``."""
     from_gradient: bool
     graph_kept: bool
+    function: Callable
 
 
 @dataclasses.dataclass
@@ -61,8 +53,6 @@ class Passage:
     """What happens to values and gradients in one call between variables and loss."""
 
     name: str
-    value_in: torch.Tensor | None
-    value_out: torch.Tensor | None
     gradient_in: float | None
     """Largest gradient with respect to the inputs that descend from a variable."""
     gradient_out: float | None
@@ -70,6 +60,8 @@ class Passage:
     from_variables: int
     shape_in: tuple[int, ...]
     shape_out: tuple[int, ...]
+    ratio: float | None
+    """Root mean square of the gradient of the input over that of the output."""
     direct: bool
     """Whether the input is a variable, or an elementwise function of one."""
 
@@ -133,7 +125,8 @@ class FlowRecorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.paused = False
         self.escapes: list[tuple[str, int]] = []
-        self.graph_less_calls = 0
+        self.gradient_edits: list[str] = []
+        self.written = False
         self._bit = {id(v): 1 << i for i, v in enumerate(variables)}
         self._variables = list(variables)
         self._producer: dict[int, int] = {}
@@ -155,10 +148,12 @@ class FlowRecorder(TorchFunctionMode):
                 self._gradients.add(id(result))
                 self._alive.append(result)
             elif name not in _NO_FLOW:
-                self._record(name, args, kwargs or {}, result)
+                self._record(name, func, args, kwargs or {}, result)
         return result
 
-    def _record(self, name: str, args: tuple, kwargs: dict, result: Any) -> None:  # noqa: ANN401
+    def _record(
+        self, name: str, function: Callable, args: tuple, kwargs: dict, result: Any
+    ) -> None:
         inputs = tuple(tensors_in((args, kwargs)))
         outputs = tuple(tensors_in(result))
         if name in ("__setitem__", "copy_"):
@@ -174,15 +169,28 @@ class FlowRecorder(TorchFunctionMode):
                 from_gradient |= self.calls[parent].from_gradient
         if name in ESCAPES and bits:
             self.escapes.append((name, index))
+        if (
+            inputs
+            and id(inputs[0]) in self._gradients
+            and (
+                (name.endswith("_")
+                and not name.startswith("__"))
+                or name == "__setitem__"
+            )
+        ):
+            self.gradient_edits.append(name)
         if not outputs:
             return
         call = Call(
             index, name, args, kwargs, inputs, outputs, parents, bits, from_gradient,
-            torch.is_grad_enabled(),
+            torch.is_grad_enabled(), function,
         )  # fmt: skip
         self.calls.append(call)
         self._alive.append((inputs, outputs))
-        if any(output is variable for output in outputs for variable in self._variables):
+        if any(
+            output is variable for output in outputs for variable in self._variables
+        ):
+            self.written = True
             return
         for output in outputs:
             self._producer[id(output)] = index
@@ -292,16 +300,74 @@ class FlowRecorder(TorchFunctionMode):
         value_out = call.outputs[0]
         return Passage(
             name=call.name,
-            value_in=None,
-            value_out=None,
             gradient_in=_largest(gradients, flowing),
             gradient_out=_largest(gradients, call.outputs),
-            facts=facts_of(call, value_in, value_out, self.bits_of),
+            facts=facts_of(call, value_in, value_out, self.bits_of)
+            | self._facts_of_recurrence(call, gradients)
+            | self._maker(call)
+            | {"after_layer": self._after_layer(call)},
             from_variables=call.from_variables,
             shape_in=tuple(value_in.shape) if value_in is not None else (),
             shape_out=tuple(value_out.shape),
+            ratio=_passed(gradients, value_in, value_out),
             direct=value_in is not None and self._is_direct(value_in),
         )
+
+    def _maker(self, call: Call) -> dict[str, Any]:
+        """Name the call, through views, that made what a loss is given."""
+        if call.name not in _COMPARISONS or not call.inputs:
+            return {}
+        tensor = call.inputs[0]
+        for _ in range(5):
+            producer = self._producer.get(id(tensor))
+            if producer is None:
+                return {}
+            made = self.calls[producer]
+            if made.name not in _VIEWS or not made.inputs:
+                return {"made_by": made.name}
+            tensor = made.inputs[0]
+        return {}
+
+    def _after_layer(self, call: Call) -> bool:
+        """Whether a call is given, but for views and sums, the output of a layer."""
+        tensor = call.inputs[0] if call.inputs else None
+        for _ in range(6):
+            producer = self._producer.get(id(tensor))
+            if producer is None or producer >= call.index:
+                return False
+            made = self.calls[producer]
+            if made.name in _LAYERS:
+                return True
+            flowing = [t for t in made.inputs if self.bits_of(t)]
+            if made.name not in _VIEWS | _ELEMENTWISE or not flowing:
+                return False
+            tensor = flowing[0]
+        return False
+
+    def _facts_of_recurrence(
+        self, call: Call, gradients: dict[int, torch.Tensor]
+    ) -> dict[str, Any]:
+        """Follow the gradient of a recurrent layer from its last input to its first."""
+        if call.name not in _RECURRENT or not isinstance(call.args[0], torch.Tensor):
+            return {}
+        after = [(o, gradients[id(o)]) for o in call.outputs if id(o) in gradients]
+        inputs = call.args[0]
+        if not after or inputs.dim() != 3:
+            return {}
+        own = inputs.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            again = list(tensors_in(call.function(own, *call.args[1:], **call.kwargs)))
+            asked = [again[k] for k, o in enumerate(call.outputs) if id(o) in gradients]
+            (found,) = torch.autograd.grad(
+                asked, own, [g for _, g in after], allow_unused=True
+            )
+        if found is None:
+            return {}
+        batch_first = bool(call.args[-1]) if isinstance(call.args[-1], bool) else False
+        time = 1 if batch_first else 0
+        other = [d for d in range(3) if d != time]
+        sizes = found.double().square().sum(dim=other).sqrt()
+        return {"kind": "recurrence", "sizes": sizes.tolist()}
 
     def _is_direct(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is a variable or an elementwise function of one."""
@@ -323,10 +389,9 @@ class FlowRecorder(TorchFunctionMode):
         """Split the root into the scalars that are added up in it."""
         if not root.requires_grad or root.numel() != 1:
             return []
-        parts = self._addends(root, 4)
+        parts = self._addends(root, 64)
         if len(parts) < 2:
             return []
-        known = {id(tensor) for tensor in data}
         leaves = [v for v in self._variables if v.is_leaf and v.requires_grad]
         terms = []
         for part in parts:
@@ -351,7 +416,7 @@ class FlowRecorder(TorchFunctionMode):
             terms.append(
                 Term(
                     value=float(part.detach()),
-                    uses_data=bool(sources & known or sources),
+                    uses_data=bool(sources),
                     gradients=[by_id.get(id(v)) for v in self._variables],
                 )
             )
@@ -364,7 +429,7 @@ class FlowRecorder(TorchFunctionMode):
         call = self.calls[producer]
         scalars = [t for t in call.inputs if t.numel() == 1 and self.bits_of(t)]
         if call.name in ("add", "__add__", "__radd__", "__iadd__", "add_", "sub") and (
-            len(scalars) == len(call.inputs) == 2
+            len(scalars) == len(call.inputs)
         ):
             first = call.inputs[0]
             if first is root:  # added in place: what it was before is gone
@@ -374,17 +439,22 @@ class FlowRecorder(TorchFunctionMode):
 
 
 _ELEMENTWISE = frozenset(
-    "mul add sub div neg __mul__ __add__ __sub__ __rmul__ __radd__ __rsub__ rsub"
-    " true_divide __truediv__ clone view reshape __getitem__ unsqueeze squeeze sigmoid"
-    " tanh exp flatten to float double contiguous expand permute transpose T t".split()
+    ["mul", "add", "sub", "div", "neg", "__mul__", "__add__", "__sub__", "__rmul__", "__radd__", "__rsub__", "rsub", "true_divide", "__truediv__", "clone", "view", "reshape", "__getitem__", "unsqueeze", "squeeze", "sigmoid", "tanh", "exp", "flatten", "to", "float", "double", "contiguous", "expand", "permute", "transpose", "T", "t"]
 )
 
 
 _COMPARISONS = frozenset(
-    "cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss sub __sub__ rsub"
-    " binary_cross_entropy binary_cross_entropy_with_logits hinge_embedding_loss"
-    " multi_margin_loss kl_div poisson_nll_loss gaussian_nll_loss".split()
+    ["cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "__sub__", "rsub", "binary_cross_entropy", "binary_cross_entropy_with_logits", "hinge_embedding_loss", "multi_margin_loss", "kl_div", "poisson_nll_loss", "gaussian_nll_loss"]
 )
+
+
+_VIEWS = frozenset(
+    ["view", "reshape", "squeeze", "unsqueeze", "flatten", "transpose", "permute", "contiguous", "__getitem__", "to", "float", "double", "clone", "t", "T"]
+)
+_LAYERS = frozenset(
+    ["linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "addmm", "bmm", "batch_norm", "layer_norm", "group_norm", "__matmul__", "einsum", "embedding"]
+)
+_RECURRENT = frozenset(["rnn_tanh", "rnn_relu", "lstm", "gru"])
 
 
 class _NoHooks:
@@ -445,6 +515,18 @@ def _largest(
     return max(sizes, key=lambda size: (size != size, size))
 
 
+def _passed(
+    gradients: dict[int, torch.Tensor],
+    value_in: torch.Tensor | None,
+    value_out: torch.Tensor,
+) -> float | None:
+    before, after = gradients.get(id(value_in)), gradients.get(id(value_out))
+    if before is None or after is None or not after.numel():
+        return None
+    sizes = [_dense(g).double().norm() for g in (before, after)]
+    return float(sizes[0] / sizes[1]) if sizes[1] > 0 else None
+
+
 def _dense(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
@@ -468,7 +550,7 @@ def facts_of(
 
 
 def _rectifier(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:  # noqa: ANN401
-    off = x <= 0 if x is not y else y <= 0
+    off = y <= 0
     return {"kind": "rectifier", "off": off.float().mean().item(), **_units_off(off)}
 
 
@@ -484,7 +566,9 @@ def _units_off(off: torch.Tensor) -> dict[str, float]:
     return {"units_off": all_off.float().mean().item(), "examples": len(off)}
 
 
-def _flat_by_slope(kind: str, slope: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
+def _flat_by_slope(
+    kind: str, slope: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable:
     def measure(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:  # noqa: ANN401
         steepness = slope(y.double()) if kind != "logsigmoid" else slope(x.double())
         return {
@@ -528,8 +612,13 @@ def _clamp(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, An
     low, high = y.min(), y.max()
     changed = x != y
     at_edge = (y == low) | (y == high) if y.numel() > 1 else torch.ones_like(changed)
+    bounds = [b for b in (*call.args[1:3], call.kwargs.get("min"), call.kwargs.get("max"))
+              if b is not None]  # fmt: skip
+    pair = call.name in ("minimum", "maximum", "clamp_min", "clamp_max")
     return {
         "kind": "clamp",
+        "two_sided": not pair
+        and (call.name in ("hardtanh", "relu6", "hardsigmoid") or len(bounds) > 1),
         "outside": changed.float().mean().item(),
         "at_edge": at_edge.float().mean().item(),
     }
@@ -563,6 +652,8 @@ def _masked_targets(
 ) -> dict[str, Any]:
     flat = target.flatten()
     counted = flat != ignored
+    if _is_padding(~counted):
+        return {"counted": counted.float().mean().item(), "classes_lost": []}
     if weight is not None:
         valid = flat.clamp(0, classes - 1)
         counted &= weight[valid] != 0
@@ -573,6 +664,16 @@ def _masked_targets(
         "classes_lost": lost,
         "classes_present": len(present),
     }
+
+
+def _is_padding(ignored: torch.Tensor) -> bool:
+    """Whether ignored entries come in runs, as the padded ends of sequences do."""
+    share = float(ignored.double().mean())
+    if share in (0.0, 1.0):
+        return False
+    pairs = ignored[:-1]
+    following = float(ignored[1:][pairs].double().mean()) if pairs.any() else 0.0
+    return following > 0.5 + 0.5 * share
 
 
 def _with_logits(
@@ -586,7 +687,12 @@ def _with_logits(
 def _pairing(
     call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
 ) -> dict[str, Any]:
-    return {"kind": "pairing", **_shapes(call, bits_of)}
+    target = [t for t in call.inputs[:2] if not bits_of(t)]
+    comparable = x.dim() > 1 and len(x) >= 4 and bool(target)
+    spread = (x - x.mean(dim=0)).abs().max() if comparable else torch.ones(())
+    scale = x.abs().max() if x.numel() else torch.ones(())
+    equal = bool(spread <= 4 * torch.finfo(x.dtype).eps * scale)
+    return {"kind": "pairing", "rows_equal": equal, **_shapes(call, bits_of)}
 
 
 def _shapes(call: Call, bits_of: Callable | None = None) -> dict[str, Any]:
@@ -595,7 +701,9 @@ def _shapes(call: Call, bits_of: Callable | None = None) -> dict[str, Any]:
     if len(pair) < 2:
         return {}
     a, b = (tuple(t.shape) for t in pair)
-    column_against_flat = len(a) != len(b) and _expand_mutually(a, b)
+    column_against_flat = (
+        len(a) != len(b) and _expand_mutually(a, b) and math.prod(a) == math.prod(b)
+    )
     one_is_target = bits_of is None or any(not bits_of(t) for t in pair)
     return {
         "shapes": (a, b),

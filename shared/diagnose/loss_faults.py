@@ -29,7 +29,6 @@ def loss_faults(seen: Observation) -> Iterator[Finding]:
     yield from _broadcast(seen)
     yield from _masked_out(seen)
     yield from _paired_wrongly(seen)
-    yield from _wrong_way(seen)
 
 
 def _in_all_steps(seen: Observation, fact: str) -> list[Passage]:
@@ -45,10 +44,14 @@ def _in_all_steps(seen: Observation, fact: str) -> list[Passage]:
     return found
 
 
+_SQUASHING = ("sigmoid", "softmax", "clamp", "exp", "hardsigmoid", "sigmoid_")
+
+
 def _double_softmax(seen: Observation) -> Iterator[Finding]:
     passages = [
         p for p in _in_all_steps(seen, "fed_probabilities")
-        if p.facts["kind"] in ("cross_entropy", "log_softmax", "with_logits")
+        if p.facts["kind"] == "cross_entropy"
+        or (p.facts["kind"] == "with_logits" and p.facts.get("made_by") in _SQUASHING)
     ]  # fmt: skip
     if not passages:
         return
@@ -60,7 +63,10 @@ def _double_softmax(seen: Observation) -> Iterator[Finding]:
         else math.log(1 + (classes - 1) / math.e)
     )  # fmt: skip
     repair = OtherCalls(
-        {"cross_entropy": log_likelihood, "binary_cross_entropy_with_logits": likelihood}
+        {
+            "cross_entropy": log_likelihood,
+            "binary_cross_entropy_with_logits": likelihood,
+        }
     )
     proof = seen.prove("the loss of the probabilities themselves", repair)
     yield Finding(
@@ -115,6 +121,13 @@ def _broadcast(seen: Observation) -> Iterator[Finding]:
 
 def _masked_out(seen: Observation) -> Iterator[Finding]:
     lost = _in_all_steps(seen, "classes_lost")
+    if not lost and seen.detailed and all(
+        any(p.facts.get("counted") == 0.0 for c in r.backwards if c.way
+            for p in c.way.passages)
+        for r in seen.detailed
+    ):  # fmt: skip
+        yield _masked_finding("0 of the targets", "The loss ignores every target.")
+        return
     if lost:
         counted = lost[0].facts["counted"]
         yield _masked_finding(
@@ -127,8 +140,10 @@ def _masked_out(seen: Observation) -> Iterator[Finding]:
     shares = [_silent_rows(record) for record in seen.detailed]
     if shares and all(share == 1.0 for share in shares):
         blocked = any(
-            p.facts.get("constant_zero") and p.gradient_out for p in seen.passages
-        )
+            p.facts.get("constant_zero") and p.gradient_out and not p.gradient_in
+            and "mul" in p.name
+            for p in seen.passages
+        )  # fmt: skip
         if blocked:
             yield _masked_finding(
                 "0 of the targets", "The loss multiplies every target's part by zero."
@@ -240,13 +255,15 @@ def _find_rows(inputs: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
     return None if -1 in found or not found else torch.tensor(found)
 
 
-def _wrong_way(seen: Observation) -> Iterator[Finding]:
+def wrong_way(seen: Observation) -> Iterator[Finding]:
     """The loss falls, and what it is meant to improve gets worse."""
     change = seen.metric_change
     if change is None or not all(map(math.isfinite, change)):
         return
     before, after = change
-    if not (after < before - 1e-6 * max(abs(before), abs(after)) and seen.fall > 0):
+    if not after < before - 1e-6 * max(abs(before), abs(after)):
+        return
+    if seen.is_random and not seen.learns and after > before - 0.05 * abs(before):
         return
     reciprocal = any(p.facts.get("reciprocal") for p in seen.passages)
     evidence = (
@@ -264,6 +281,8 @@ def _wrong_way(seen: Observation) -> Iterator[Finding]:
             "with it, so what is minimized is what should be maximized.",
             "loss = -score  # an optimizer minimizes; or optimizer(..., maximize=True)",
         )
+        return
+    if not seen.learns and not (seen.fall > 0 and not seen.is_random):
         return
     yield Finding(
         Cause.runaway_loss,

@@ -17,7 +17,9 @@ from shared.diagnose.watch import BackwardCall, Level, StepRecord, UpdateCall, q
 STEPS_IN_DETAIL = 3
 STEPS_WATCHED = 20
 STEPS_OF_PROOF = 8
-RADII = (1e-3, 1e-1, 1.0, 10.0)
+SMALLEST_SIZE = 1e-2
+"""Variables smaller than this are probed as if they were of this size."""
+RADII = (1e-3, 1e-1, 1.0, 10.0, 1e3)
 """Distances at which the loss is probed, in multiples of the variables' own size."""
 
 
@@ -105,7 +107,9 @@ class Observation:
     @cached_property
     def losses(self) -> list[float]:
         """The losses that the watched steps returned."""
-        return [record.loss for record in self.records if record.error is None]
+        return [
+            r.loss for r in self.records if r.error is None or math.isfinite(r.loss)
+        ]
 
     @cached_property
     def error(self) -> BaseException | None:
@@ -229,16 +233,24 @@ class Observation:
             return False
         same = found[0].loss == found[1].loss
         if not same:
-            self.trials.draws = 4
+            self.trials.draws = 8
         return not same
 
     @cached_property
+    def _pairs(self) -> tuple[list[float], list[float]]:
+        """The losses before and after the watched steps, on the same draws."""
+        before = [self.losses[0]]
+        if self.is_random:
+            before = self.trials.losses_at(self.trials.start)
+        return before, self.trials.losses_at(self.end)
+
+    @property
     def progress(self) -> tuple[float, float]:
-        """The loss before and after the watched steps, on the same draws."""
-        if not self.is_random:
-            after = self.trials.loss_at(self.end)
-            return self.losses[0], after
-        return self.trials.loss_at(self.trials.start), self.trials.loss_at(self.end)
+        """The mean loss before and after the watched steps, on the same draws."""
+        before, after = self._pairs
+        if not before or not after:
+            return math.nan, math.nan
+        return sum(before) / len(before), sum(after) / len(after)
 
     @cached_property
     def fall(self) -> float:
@@ -250,8 +262,16 @@ class Observation:
 
     @cached_property
     def learns(self) -> bool:
-        """Whether the loss clearly falls."""
-        return self.fall > 0.03
+        """Whether the loss clearly falls: by 3 %, and by more than chance."""
+        if not self.fall > 0.03:
+            return False
+        pairs = list(zip(*self._pairs, strict=False))
+        if len(pairs) < 3:
+            return True
+        falls = [before - after for before, after in pairs]
+        mean = sum(falls) / len(falls)
+        spread = math.sqrt(sum((f - mean) ** 2 for f in falls) / (len(falls) - 1))
+        return mean > 2 * spread / math.sqrt(len(falls))
 
     # -- probes -----------------------------------------------------------------------
 
@@ -260,8 +280,11 @@ class Observation:
         """The root mean square of each variable; 1 where it is all zeros."""
         found = []
         for start in self.trials.start:
-            size = float(start.double().square().mean().sqrt()) if start.numel() else 0.0
-            found.append(size if size > 0 and math.isfinite(size) else 1.0)
+            size = (
+                float(start.double().square().mean().sqrt()) if start.numel() else 0.0
+            )
+            usable = size > 0 and math.isfinite(size)
+            found.append(max(size, SMALLEST_SIZE) if usable else 1.0)
         return found
 
     def random_direction(
@@ -299,11 +322,62 @@ class Observation:
     @cached_property
     def loss_is_constant(self) -> bool:
         """Whether the loss stays the same, up to rounding, wherever one goes."""
-        return all(self.same_loss(loss) for loss in self.around.values())
+        return all(self.same_loss(loss) for loss in self.around.values()) and all(
+            self.same_loss(loss) for loss in self.scan
+        )
+
+    @cached_property
+    def lower_elsewhere(self) -> float | None:
+        """The lowest loss at scattered points, if it is below that of the start."""
+        first = self.losses[0]
+        found = [x for x in (*self.around.values(), *self.scan) if math.isfinite(x)]
+        lowest = min(found, default=first)
+        return lowest if lowest < first - 1e-5 * max(abs(first), 1e-12) else None
+
+    def ascends(self) -> bool:
+        """Whether the step returns a score that it raises on purpose."""
+        groups = [g for u in self.updates for g in u.optimizer.param_groups]
+        maximizes = bool(groups) and all(g.get("maximize") for g in groups)
+        last = [r.backwards[-1].value for r in self.records if r.backwards]
+        opposite = len(last) == len(self.losses) and all(
+            value != 0 and math.isclose(value, -loss, rel_tol=1e-5)
+            for value, loss in zip(last, self.losses, strict=True)
+        )
+        if not (maximizes or opposite) or self.losses[-1] <= self.losses[0]:
+            return False
+        change = self.metric_change
+        if change is not None:
+            return change[1] > change[0]
+        compares = any(p.facts.get("kind") in ("cross_entropy", "with_logits", "pairing")
+                       for p in self.passages)  # fmt: skip
+        return self.module is None and not compares
+
+    @cached_property
+    def scan(self) -> list[float]:
+        """The loss at scattered points: nearer to zero, shifted as a whole, at random."""
+        start = [s.double() for s in self.trials.start]
+        moves = [[-share * s for s in start] for share in (0.3, 0.6, 1.0)]
+        for distance in (-3.0, -1.0, -0.3, 0.3, 1.0, 3.0):
+            moves.append(
+                [
+                    torch.full_like(s, distance * size)
+                    for s, size in zip(start, self.sizes, strict=True)
+                ]
+            )
+        few = sum(s.numel() for s in start) <= 64
+        for number in range(24 if few else 4):
+            radius = 10 ** (-0.5 + 1.5 * ((number * 0.618) % 1))
+            direction = self.random_direction(100 + number)
+            moves.append([radius * d for d in direction])
+        return [
+            self.trials.run(1, values=self.trials.moved(move))[0].loss for move in moves
+        ]
 
     def same_loss_exactly(self, loss: float) -> bool:
         """Whether a loss is that of the first step to the bit."""
-        return loss == self.losses[0] or (loss != loss and self.losses[0] != self.losses[0])
+        return loss == self.losses[0] or (
+            loss != loss and self.losses[0] != self.losses[0]
+        )
 
     def same_loss(self, loss: float, beside: float | None = None) -> bool:
         """Whether two losses agree up to a few units in the last place."""
@@ -384,7 +458,9 @@ def helps(proof: Proof | None, least: float = 0.01) -> bool:
         return False
     if not math.isfinite(ends[1]):
         return True
-    start = proof.without[0] if math.isfinite(proof.without[0]) else proof.with_repair[0]
+    start = (
+        proof.without[0] if math.isfinite(proof.without[0]) else proof.with_repair[0]
+    )
     return ends[1] - ends[0] > least * max(abs(start), 1e-12)
 
 

@@ -12,30 +12,29 @@ import torch
 from shared.diagnose.causes import Cause
 from shared.diagnose.curvature import Curvature, curvature
 from shared.diagnose.dead_ends import constant, out_of_support
+from shared.diagnose.flow import STEP_FUNCTIONS
+from shared.diagnose.loss_faults import wrong_way
 from shared.diagnose.observation import Observation, cosine, helps, norm
 from shared.diagnose.repairs import (
     Repair,
-    RightUpdate,
     ScaledUpdate,
-    Standardized,
-    standardized,
 )
 from shared.diagnose.report import Evidence, Finding, Note
 from shared.diagnose.structure import structure
 
-DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
+DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 """Multiples of one update at which the loss is probed along it."""
 
 
 def progress(seen: Observation) -> Iterator[Finding]:
     """Give why the loss does not fall, if it does not."""
-    found = list(structure(seen))
+    found = list(structure(seen)) or list(wrong_way(seen))
     yield from found
     if found:
         return
-    wild = list(_wild_inputs(seen))
-    yield from wild
-    if wild or seen.learns:
+    jumps = list(_jumps(seen))
+    yield from jumps
+    if jumps or seen.learns:
         return
     for rule in _RULES:
         found = list(rule(seen))
@@ -52,7 +51,9 @@ def progress(seen: Observation) -> Iterator[Finding]:
 def _flat(seen: Observation) -> Iterator[Finding]:
     """The loss does not change, or the gradient is exactly zero."""
     if seen.loss_is_constant:
-        stale = max(seen.fresh_largest, default=0.0) > 1e-5 * max(abs(seen.losses[0]), 1e-3)
+        stale = max(seen.fresh_largest, default=0.0) > 1e-5 * max(
+            abs(seen.losses[0]), 1e-3
+        )
         if not any(seen.in_values) or (stale and _bit_constant(seen)):
             yield _stale(seen)
         else:
@@ -89,12 +90,16 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
         if p.facts.get("kind") == "product" and any(p.facts["zero_factors"])
         and not p.facts["constant_zero"]
     ]  # fmt: skip
-    goes_down = bend.gain > 1e-6 * max(abs(seen.losses[0]), 1e-12)
+    flat_near = seen.same_loss(seen.around[1e-3]) and seen.same_loss(
+        seen.losses_around(radii=(1e-2,))[1e-2]
+    )
+    goes_down = bend.gain > 1e-5 * max(abs(seen.losses[0]), 1e-12)
+    if flat_near and seen.lower_elsewhere is not None and not products:
+        yield out_of_support(seen)
+        return
     if not goes_down:
-        lower = [x for x in seen.around.values() if x < seen.losses[0] - 1e-6]
-        flat_near = seen.same_loss(seen.around[1e-3])
-        if lower and flat_near and bend.lowest == 0:
-            yield out_of_support(seen)
+        if seen.lower_elsewhere is not None and products:
+            yield _degenerate(seen, bend)
         else:
             _note_minimum(seen, bend)
         return
@@ -134,6 +139,23 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
     else:
         yield saddle
         yield stationary
+
+
+def _degenerate(seen: Observation, bend: Curvature) -> Finding:
+    return Finding(
+        Cause.stationary_not_minimum,
+        0.85,
+        (
+            Evidence("norm of the gradient", seen.gradient_norm, "above 0"),
+            Evidence("lowest curvature", bend.lowest, "-"),
+            Evidence("loss here, and the lowest found around",
+                     f"{seen.losses[0]:.4g}, {seen.lower_elsewhere:.4g}", "-"),
+        ),
+        (),
+        "The gradient is exactly zero because several factors are zero at once, and "
+        "lower losses lie further off: this is no minimum.",
+        "torch.nn.init.normal_(factor, std=1e-1)  # let not all factors start at zero",
+    )  # fmt: skip
 
 
 def _is_stationary(seen: Observation) -> bool:
@@ -188,9 +210,7 @@ def _wrong_sign(
     against = cosine(seen.first_update, [-g for g in seen.gradient])
     if not rises:
         return
-    proof = seen.prove(
-        "the update turned around", ScaledUpdate(seen.tensors, -1.0)
-    )
+    proof = seen.prove("the update turned around", ScaledUpdate(seen.tensors, -1.0))
     if not helps(proof, 0.0) or not proof.with_repair[-1] < proof.with_repair[0]:
         return
     yield Finding(
@@ -283,7 +303,7 @@ def _falls_pinned(seen: Observation, repair: Repair) -> bool:
     return seen.progress[0] - after > 0.01 * max(abs(seen.progress[0]), 1e-12)
 
 
-def _ends_of(records: Sequence, seen: Observation) -> list[torch.Tensor]:  # noqa: ANN401
+def _ends_of(records: Sequence, seen: Observation) -> list[torch.Tensor]:
     return [v.detach().clone() for v in seen.tensors]
 
 
@@ -310,15 +330,10 @@ def _noise(seen: Observation) -> Iterator[Finding]:
     ratio = signal / noise if noise > 0 else math.inf
     if ratio > 0.1:
         return
-    for factor in (0.1, 0.01):
-        repair = ScaledUpdate(seen.tensors, factor)
-        proof = seen.prove(f"updates {factor:g} times as large", repair, steps=20)
-        better = proof is not None and _falls_pinned(seen, repair)
-        if better:
-            break
-    else:
+    gain, size = _gain_of_mean(seen, mean)
+    if gain <= 0.01 * max(abs(seen.progress[0]), 1e-12):
         seen.notes.append(
-            Note("The gradient is mostly noise, and no repair lowers the mean loss.",
+            Note("The gradient is mostly noise, and its mean leads to no lower loss.",
                  Cause.at_minimum)
         )  # fmt: skip
         return
@@ -329,15 +344,30 @@ def _noise(seen: Observation) -> Iterator[Finding]:
             Evidence("squared mean gradient over the variance of one draw", ratio,
                      "above 0.1"),
             Evidence("loss before and after the watched steps",
-                     f"{seen.progress[0]:.4g} -> {seen.progress[1]:.4g}", "falling"),
+                     f"{seen.progress[0]:.3g} -> {seen.progress[1]:.3g}", "falling"),
+            Evidence("gain of one step along the mean of 12 gradients", gain, "above 0"),
         ),
         (),
         "The gradient changes from draw to draw by more than it is: the variables move "
         "at random. Averaged over more draws it has a direction.",
         "loader = DataLoader(data, batch_size=larger)  # or several draws a step, and a "
         "smaller learning rate",
-        proof,
     )  # fmt: skip
+
+
+def _gain_of_mean(seen: Observation, mean: torch.Tensor) -> tuple[float, float]:
+    """Return the largest fall of the mean loss along the mean gradient, and its step."""
+    sizes = [s.numel() for s in seen.trials.start]
+    if sum(sizes) != len(mean):
+        return 0.0, 0.0
+    parts = [
+        -m.reshape(s.shape)
+        for m, s in zip(mean.split(sizes), seen.trials.start, strict=True)
+    ]
+    length = max(norm(seen.first_update), 1e-12) / max(float(mean.norm()), 1e-300)
+    found = seen.along(parts, [c * length for c in (0.1, 0.3, 1.0, 3.0, 10.0)])
+    best = min(found, key=found.get)
+    return seen.progress[0] - found[best], best
 
 
 # -- jumps ------------------------------------------------------------------------------
@@ -345,21 +375,39 @@ def _noise(seen: Observation) -> Iterator[Finding]:
 
 def _jumps(seen: Observation) -> Iterator[Finding]:
     """The loss jumps, and its gradient does not know."""
-    if seen.is_random or not seen.gradient_norm:
+    steps = [p.name for p in seen.passages if p.name in STEP_FUNCTIONS]
+    if seen.is_random or not seen.gradient_norm or seen.fall > 0.1:
         return
     direction = seen.first_update
-    if not norm(direction):
+    slope = sum(
+        float((g * d).sum()) for g, d in zip(seen.gradient, direction, strict=True)
+    )
+    if not slope < 0 or not norm(direction):
         return
-    found = _find_jump(seen, direction)
-    if found is None:
+    start, scale = seen.losses[0], max(abs(seen.losses[0]), 1e-12)
+    ahead = seen.along(direction, (0.03, 0.1, 0.3, 1.0))
+    off = {c: (x - start) - c * slope for c, x in ahead.items()}
+    visible = {c: d for c, d in off.items() if abs(d) > 1e-5 * scale}
+    # A smooth loss leaves its tangent with the square of the distance.
+    unsmooth = [c for c, d in visible.items() if abs(d) > 0.5 * c * abs(slope)]
+    rises = [c for c, x in ahead.items() if x > start]
+    if not steps:
+        jump = _largest_jump(seen, direction)
+        if jump is None or not rises:
+            return
+    elif (len(unsmooth) < 2 and not _largest_jump(seen, direction)) or (not rises and seen.fall > 0):
         return
-    jump, slope = found
+    where = () if not steps else (
+        Evidence("call on the way whose value jumps", steps[0], "none"),
+    )  # fmt: skip
+    farthest = max(visible, key=lambda c: abs(visible[c]), default=1.0)
     yield Finding(
         Cause.discontinuous_loss,
         0.85,
         (
-            Evidence("change of the loss between two neighboring points", jump,
-                     f"about {slope:.2g}, from the gradient"),
+            Evidence(f"change of the loss over {farthest:g} of an update",
+                     ahead[farthest] - start, f"{farthest * slope:.2g}, by the gradient"),
+            *where,
         ),
         (),
         "The loss jumps on the way of the updates. The gradient is that of the pieces "
@@ -369,29 +417,17 @@ def _jumps(seen: Observation) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _find_jump(
-    seen: Observation, direction: Sequence[torch.Tensor]
-) -> tuple[float, float] | None:
+def _largest_jump(seen: Observation, direction: Sequence[torch.Tensor]) -> float | None:
     """Halve an interval toward its larger change; return a change that stays."""
-    total = [
-        sum((e.double() - b.double()) for b, e in [(r, s)])
-        for r, s in zip(seen.trials.start, seen.end, strict=True)
-    ]
-    if norm(total) > 0.1 * norm(direction):
-        direction = total
-    low, high = 0.0, 1.0
-    at: dict[float, float] = {low: seen.losses[0]}
-    at |= seen.along(direction, [high])
-    if seen.same_loss(at[high]):
-        high = 4.0
-        at |= seen.along(direction, [high])
-    whole = high - low
-    grid = [low + whole * k / 8 for k in range(1, 8)]
-    at |= seen.along(direction, grid)
+    at: dict[float, float] = {0.0: seen.losses[0]}
+    at |= seen.along(direction, [0.5 * k for k in range(1, 13)])
     points = sorted(at)
     pairs = list(zip(points, points[1:], strict=False))
+    changes = sorted(abs(at[b] - at[a]) for a, b in pairs)
     low, high = max(pairs, key=lambda p: abs(at[p[1]] - at[p[0]]))
     first = abs(at[high] - at[low])
+    if first < 4 * changes[len(changes) // 2]:
+        return None
     for _ in range(8):
         middle = (low + high) / 2
         at |= seen.along(direction, [middle])
@@ -400,113 +436,13 @@ def _find_jump(
         else:
             low = middle
     jump = abs(at[high] - at[low])
-    slope = first / 256
     scale = max(abs(seen.losses[0]), 1e-12)
-    if jump > 0.3 * first and jump > 1e-3 * scale:
-        return jump, slope
-    return None
-
-
-# -- data -------------------------------------------------------------------------------
-
-
-def _wild_inputs(seen: Observation) -> Iterator[Finding]:
-    """Inputs on a scale that the network cannot work with: standardize, and look."""
-    if seen.module is None:
-        return
-    calls = [m for r in seen.detailed for m in r.modules]
-    if not calls:
-        return
-    scale = calls[0].input_scale
-    if scale is None:
-        return
-    largest, spread = scale
-    if largest < 10 and spread < 50:
-        return
-    module = calls[0].module
-    good = seen.learns and _is_good(seen)
-    if good:
-        return
-    proof = seen.prove("inputs standardized", Standardized(module), steps=16)
-    if proof is None or not helps(proof, 0.1):
-        return
-    yield Finding(
-        Cause.unnormalised_data,
-        0.9,
-        (
-            Evidence("largest input size (root mean square of a column)", largest,
-                     "about 1"),
-            Evidence("largest over smallest column", spread, "below 10"),
-        ),
-        (),
-        "The inputs are on scales that one learning rate cannot serve: the same loop "
-        "learns when each column is standardized.",
-        "x = (x - x_train.mean(0)) / x_train.std(0)  # with the training set's numbers",
-        proof,
-    )  # fmt: skip
-
-
-def _is_good(seen: Observation) -> bool:
-    return seen.fall > 0.5
-
-
-def _labels(seen: Observation) -> Iterator[Finding]:
-    """Targets that have nothing to do with the inputs they are paired with."""
-    if seen.batch is None:
-        return
-    x, y = seen.batch
-    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
-        return
-    if x.dim() < 2 or len(x) != len(y) or len(x) < 20:
-        return
-    hits, chance = _neighbor_agreement(x, y)
-    if hits > chance:
-        return
-    yield Finding(
-        Cause.labels_misaligned,
-        0.6,
-        (
-            Evidence("targets that agree with those of the nearest inputs", hits,
-                     f"above {chance:.2f}, what shuffled targets reach"),
-            Evidence("share of the loss gone", seen.fall, "above 0.03"),
-        ),
-        (),
-        "Similar inputs have targets no more alike than shuffled ones: the targets do "
-        "not belong to these inputs.",
-        "assert (labels[order] == dataset.labels[order]).all()  # one order for both",
-    )  # fmt: skip
-
-
-def _neighbor_agreement(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-    """Return how well near inputs' targets agree, and the 95 % level under shuffling."""
-    limit = 512
-    x = standardized(x[:limit].double().reshape(min(len(x), limit), -1))
-    y = y[:limit].double().reshape(len(x), -1)
-    distance = torch.cdist(x, x)
-    distance.fill_diagonal_(math.inf)
-    near = distance.topk(min(5, len(x) - 1), largest=False).indices
-    classes = bool((y == y.round()).all()) and y.unique().numel() <= max(2, len(y) // 3)
-
-    def agreement(target: torch.Tensor) -> float:
-        if classes:
-            same = (target[near] == target[:, None]).all(dim=-1)
-            return float(same.double().mean())
-        error = (target[near].mean(dim=1) - target).square().mean()
-        return -float(error / target.var().clamp_min(1e-12))
-
-    generator = torch.Generator().manual_seed(0)
-    shuffled = sorted(
-        agreement(y[torch.randperm(len(y), generator=generator)]) for _ in range(40)
-    )
-    return agreement(y), shuffled[-2]
+    return jump if jump > 0.5 * first and jump > 1e-3 * scale else None
 
 
 _RULES: tuple[Callable[[Observation], Iterator[Finding]], ...] = (
     _flat,
     _stationary,
-    _scale,
     _noise,
-    _jumps,
-    _labels,
+    _scale,
 )
-__all__: Sequence[str] = ["RightUpdate", "progress"]

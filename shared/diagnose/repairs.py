@@ -126,7 +126,9 @@ class RightUpdate(Repair):
             if self.variables[i].is_leaf and not required:
                 self.variables[i].requires_grad_(False)
 
-    def _scaled_engine(self, outputs: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def _scaled_engine(
+        self, outputs: Any, grads: Any, *args: Any, **kwargs: Any
+    ) -> Any:  # noqa: ANN401
         scaled = tuple(
             None if g is None else g * self.loss_scale for g in tensors_in(grads)
         )
@@ -157,7 +159,9 @@ def _optimizer_like(
     weight_decay: float | None,
 ) -> torch.optim.Optimizer:
     """Return an optimizer of the same class and settings over other tensors."""
-    if like is not None and not isinstance(like, (torch.optim.LBFGS, torch.optim.SparseAdam)):
+    if like is not None and not isinstance(
+        like, (torch.optim.LBFGS, torch.optim.SparseAdam)
+    ):
         settings = {
             key: value
             for key, value in like.param_groups[0].items()
@@ -217,7 +221,7 @@ def leaky(call: Callable, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.T
 
 def pass_straight_through(
     call: Callable, x: torch.Tensor, *args: Any, **kwargs: Any
-) -> torch.Tensor:  # noqa: ANN401
+) -> torch.Tensor:
     """Keep a call's value, and hand its gradient on as if the call were not there."""
     value = call(x, *args, **kwargs)
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
@@ -234,14 +238,16 @@ def keep_graph(call: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:  # noq
     return call(x, *args, **kwargs)
 
 
-def keep_graph_on(call: Callable, enabled: bool = True, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+def keep_graph_on(
+    call: Callable, enabled: bool = True, *args: Any, **kwargs: Any
+) -> Any:  # noqa: ANN401
     """Keep recording the graph where the reader switched it off."""
     return call(True)
 
 
 def log_likelihood(
     call: Callable, p: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
-) -> torch.Tensor:  # noqa: ANN401
+) -> torch.Tensor:
     """Take the logarithm of probabilities instead of normalizing them again."""
     allowed = {k: v for k, v in kwargs.items() if k in ("weight", "reduction")}
     ignored = kwargs.get("ignore_index", -100)
@@ -253,14 +259,14 @@ def log_likelihood(
 
 def likelihood(
     call: Callable, p: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
-) -> torch.Tensor:  # noqa: ANN401
+) -> torch.Tensor:
     """Compare probabilities with the target without a second sigmoid."""
     return functional.binary_cross_entropy(p.clamp(1e-7, 1 - 1e-7), target)
 
 
 def same_shape(
     call: Callable, a: torch.Tensor, b: Any, *args: Any, **kwargs: Any
-) -> torch.Tensor:  # noqa: ANN401
+) -> torch.Tensor:
     """Give the second tensor the first one's shape where the counts agree."""
     if isinstance(b, torch.Tensor) and a.shape != b.shape and a.numel() == b.numel():
         b = b.reshape(a.shape)

@@ -152,7 +152,9 @@ class Report:
             return f"No alarm ({ran})."
         others = len(self.findings) - 1
         also = f", and {others} more to look at" if others else ""
-        return f"{self.cause}: {self.cause.meaning} ({ran}{also}.)".replace(" (", "\n(", 1)
+        return f"{self.cause}: {self.cause.meaning} ({ran}{also}.)".replace(
+            " (", "\n(", 1
+        )
 
     def _repr_html_(self) -> str:
         """Show the report as a table in a notebook."""
@@ -172,9 +174,7 @@ def _html_finding(number: int, finding: Finding) -> str:
         f"<td>{html.escape(e.expected)}</td></tr>"
         for e in finding.evidence
     )
-    proof = (
-        f"<p>Proof: {html.escape(str(finding.proof))}</p>" if finding.proof else ""
-    )
+    proof = f"<p>Proof: {html.escape(str(finding.proof))}</p>" if finding.proof else ""
     named = (
         f"<p>Variables: {html.escape(_listed(finding.variables))}</p>"
         if finding.variables

@@ -190,7 +190,11 @@ class Snapshot:
         self.tensors.append(tensor)
         data, requires_grad = tensor.data, tensor.requires_grad
         wanted = (tensor.is_leaf and requires_grad) or id(tensor) in self._trained
-        copied = wanted or tensor.numel() <= LARGEST_COPIED
+        # An expanded view holds one number in many places: its base is kept instead.
+        expanded = any(
+            n > 1 and s == 0 for n, s in zip(data.shape, data.stride(), strict=True)
+        )
+        copied = (wanted or tensor.numel() <= LARGEST_COPIED) and not expanded
         values = data.clone() if copied else None
         has_grad = tensor.is_leaf or tensor.retains_grad
         gradient = tensor.grad if has_grad else None

@@ -9,16 +9,21 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from shared.diagnose.causes import Cause
-from shared.diagnose.observation import Observation, helps
+from shared.diagnose.flow import Term
+from shared.diagnose.observation import Observation, helps, norm
+from shared.diagnose.repairs import Repair, RightUpdate
 from shared.diagnose.report import Evidence, Finding
+from shared.diagnose.watch import Level, StepRecord
 
 
 def structure(seen: Observation) -> Iterator[Finding]:
     """Give what is wrong with the network as it is built and started."""
-    for rule in (_equal_units, _saturated, _vanishing, _collapsed, _decay):
+    smooth = any(p.facts.get("kind") in ("sigmoid", "tanh") for p in seen.passages)
+    lost = (_vanishing, _collapsed) if smooth else (_collapsed, _vanishing)
+    for rule in (_equal_units, _penalty, _decay, _saturated, *lost):
         found = list(rule(seen))
         yield from found
-        if found:
+        if found and rule not in lost:
             return
 
 
@@ -33,8 +38,6 @@ def _equal_units(seen: Observation) -> Iterator[Finding]:
         for i, (start, size) in enumerate(
             zip(seen.trials.start, seen.sizes, strict=True))
     ]  # fmt: skip
-    from shared.diagnose.repairs import Repair
-
     proof = seen.prove("a tenth of noise on the start", Repair(), 20, noise)
     if seen.module is None and not helps(proof, 0.01):
         return
@@ -60,11 +63,29 @@ def _generator(seed: int) -> torch.Generator:
 
 def _rows_stay_equal(seen: Observation, i: int) -> bool:
     start, end = seen.trials.start[i], seen.end[i]
-    if start.dim() < 2 or len(start) < 2 or not seen.moves[i]:
+    if _has_equal_sibling(seen, i):
+        return True
+    least = 1 if seen.module is None else 2
+    if start.dim() < least or len(start) < 2 or not seen.moves[i]:
         return False
     if not seen.tensors[i].requires_grad:
         return False
     return _all_rows_equal(start) and _all_rows_equal(end)
+
+
+def _has_equal_sibling(seen: Observation, i: int) -> bool:
+    """Whether another variable starts equal, moves, and stays equal to the bit."""
+    start, end = seen.trials.start[i], seen.end[i]
+    if start.dim() < 2 or not seen.moves[i] or _all_rows_equal(start):
+        return False
+    return any(
+        k != i
+        and seen.tensors[k] is not seen.tensors[i]
+        and seen.trials.start[k].shape == start.shape
+        and torch.equal(seen.trials.start[k], start)
+        and torch.equal(seen.end[k], end)
+        for k in seen.everything
+    )
 
 
 def _all_rows_equal(values: torch.Tensor) -> bool:
@@ -73,7 +94,7 @@ def _all_rows_equal(values: torch.Tensor) -> bool:
 
 def _saturated(seen: Observation) -> Iterator[Finding]:
     """Most of a sigmoid, tanh or softmax sits where it is flat, and the rest is stuck."""
-    if seen.learns:
+    if seen.fall > 0.1:
         return
     flat = [
         p for p in seen.passages
@@ -116,13 +137,14 @@ def _could_be_lower(seen: Observation) -> bool:
 def _vanishing(seen: Observation) -> Iterator[Finding]:
     """The gradient falls by a factor per layer, over many layers."""
     sizes = _sizes_by_depth(seen)
-    if len(sizes) < 5 or min(sizes) <= 0 and max(sizes) <= 0:
+    if len(sizes) < 5 or max(sizes) <= 0:
         return
-    first, last = sizes[0], max(sizes)
-    ratio = first / last if last > 0 else math.nan
-    if not ratio < 1e-4:
+    ratio = sizes[0] / max(sizes)
+    drops = [a / b for a, b in zip(sizes, sizes[1:], strict=False) if b > 0]
+    sudden = min(drops) < math.sqrt(ratio) if ratio > 0 else min(drops) == 0 < ratio
+    if not ratio < 1e-4 or (sudden and ratio > 0):
         return
-    if seen.learns and ratio > 1e-7:
+    if seen.learns and ratio > 1e-5 and seen.fall > 0.2:
         return
     per_layer = ratio ** (1 / (len(sizes) - 1)) if ratio > 0 else 0.0
     yield Finding(
@@ -147,18 +169,23 @@ def _sizes_by_depth(seen: Observation) -> list[float]:
     ways = [c.way for r in seen.detailed[:1] for c in r.backwards if c.way is not None]
     if not ways:
         return []
-    layers = [
-        p for p in ways[0].passages
-        if p.name in ("linear", "matmul", "__matmul__", "mm", "conv2d", "conv1d", "addmm",
-                      "bmm", "tanh", "sigmoid", "rnn_tanh_cell", "gru_cell", "lstm_cell")
-    ]  # fmt: skip
+    for passage in ways[0].passages:
+        if passage.facts.get("kind") == "recurrence":
+            return passage.facts["sizes"]
+    layers = [p for p in ways[0].passages if p.name in _DEEP]
     sizes = [p.gradient_out for p in layers if p.gradient_out is not None]
     return [s for s in sizes if math.isfinite(s)]
+
+
+_DEEP = frozenset(
+    ["linear", "matmul", "__matmul__", "mm", "mv", "conv2d", "conv1d", "addmm", "bmm", "tanh", "sigmoid", "relu", "rnn_tanh_cell", "gru_cell", "lstm_cell", "einsum"]
+)
 
 
 def _collapsed(seen: Observation) -> Iterator[Finding]:
     """All inputs give the same output."""
     if seen.module is None:
+        yield from _collapsed_pairs(seen)
         return
     shares = []
     for record in seen.records[:3]:
@@ -169,7 +196,26 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
         shares.append(all(m.rows_equal for m in outermost))
     if not shares or not all(shares):
         return
-    yield Finding(
+    yield _collapse()
+
+
+def _collapsed_pairs(seen: Observation) -> Iterator[Finding]:
+    """Rows of a variable differ, and all give the row that the loss compares."""
+    rows = [t for t in seen.trials.start if t.dim() > 1 and len(t) >= 4]
+    if not rows or all(_all_rows_equal(t) for t in rows):
+        return
+    counts = {len(t) for t in rows}
+    for record in seen.detailed:
+        passages = [p for c in record.backwards if c.way for p in c.way.passages]
+        found = [p for p in passages if p.facts.get("rows_equal")
+                 and p.shape_in and p.shape_in[0] in counts]  # fmt: skip
+        if not found:
+            return
+    yield _collapse()
+
+
+def _collapse() -> Finding:
+    return Finding(
         Cause.forward_collapse,
         0.95,
         (
@@ -184,6 +230,54 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
     )  # fmt: skip
 
 
+def _penalty(seen: Observation) -> Iterator[Finding]:
+    """A penalty on the variables inside the loss that pulls harder than the data."""
+    before = _data_term(seen.records[0])
+    if before is None or before[2] < 1.0:
+        return
+    ends = seen.trials.run(1, Level.EVERYTHING, values=seen.end)
+    after = _data_term(ends[0])
+    if after is None or after[0] < before[0] - 0.1 * abs(before[0]):
+        return
+    yield Finding(
+        Cause.weight_decay_dominates,
+        0.9,
+        (
+            Evidence("gradient of the penalty over that of the data", before[2],
+                     "below 0.1"),
+            Evidence("the data's part of the loss, before and after",
+                     f"{before[0]:.3g} -> {after[0]:.3g}", "falling"),
+            Evidence("the penalty's part", f"{before[1]:.3g} -> {after[1]:.3g}", "-"),
+        ),
+        (),
+        "The loss falls because its penalty does: the variables shrink, and the part "
+        "that compares with data does not get better.",
+        "loss = data_loss + 1e-4 * penalty  # a strength that leaves the data the lead",
+    )  # fmt: skip
+
+
+def _data_term(record: StepRecord) -> tuple[float, float, float] | None:
+    """Return data part, penalty part and the ratio of their gradients' norms."""
+    ways = [c.way for c in record.backwards if c.way is not None]
+    terms = ways[0].terms if ways else []
+    data = [t for t in terms if t.uses_data]
+    penalty = [t for t in terms if not t.uses_data]
+    if not data or not penalty:
+        return None
+    sizes = [_norm_of_sum(part) for part in (penalty, data)]
+    ratio = sizes[0] / sizes[1] if sizes[1] > 0 else math.inf
+    return sum(t.value for t in data), sum(t.value for t in penalty), ratio
+
+
+def _norm_of_sum(terms: Sequence[Term]) -> float:
+    total = 0.0
+    for parts in zip(*(t.gradients for t in terms), strict=True):
+        given = [p.double() for p in parts if p is not None]
+        if given:
+            total += float(sum(given).square().sum())
+    return math.sqrt(total)
+
+
 def _decay(seen: Observation) -> Iterator[Finding]:
     """Regularization pulls harder than the data."""
     if seen.optimizer is None and not seen.optimizers:
@@ -196,14 +290,12 @@ def _decay(seen: Observation) -> Iterator[Finding]:
     strongest = max((s for s, _, _ in strengths), default=0.0)
     if strongest <= 0:
         return
-    from shared.diagnose.observation import norm
-    from shared.diagnose.repairs import RightUpdate
-
     which = [i for i in seen.trainable if seen.stepped[i]]
     gradient = norm([seen.gradient[i] for i in which])
     pull = norm([strongest * seen.trials.start[i].double() for i in which])
-    sizes = norm([seen.end[i] for i in which]), norm(
-        [seen.trials.start[i] for i in which]
+    sizes = (
+        norm([seen.end[i] for i in which]),
+        norm([seen.trials.start[i] for i in which]),
     )
     if pull < 0.5 * gradient or sizes[0] > sizes[1]:
         return

@@ -87,7 +87,9 @@ class Trials:
                     self.write(self.start if values is None else values)
                 if repair is not None:
                     repair.before_step()
-                record = self._watch.run(level)
+                record = self._watch.run(
+                    level if repair is None else max(level, repair.level)
+                )
                 if repair is not None:
                     repair.after_step(record)
                 self.steps_run += 1
@@ -129,9 +131,22 @@ class Trials:
         Nothing but the variables differs from the kept state. Where a step draws
         batches or random numbers, the mean is over ``draws`` of them.
         """
-        found = self.run(self.draws, Level.LOSS, values=values, pinned=True)
-        losses = [record.loss for record in found if record.error is None]
+        losses = self.losses_at(values)
         return sum(losses) / len(losses) if losses else math.nan
+
+    def losses_at(self, values: Values) -> list[float]:
+        """Return the loss of each draw with the variables at these values."""
+        found = self.run(self.draws, Level.LOSS, values=values, pinned=True)
+        return [r.loss for r in found if r.error is None or math.isfinite(r.loss)]
+
+    @property
+    def sign(self) -> float:
+        """-1 where the reader's step returns a score, which should rise; else 1."""
+        return self._watch.sign
+
+    @sign.setter
+    def sign(self, sign: float) -> None:
+        self._watch.sign = sign
 
     def gradient_at(self, values: Values) -> list[torch.Tensor]:
         """Return the mean gradient there; zeros where a variable has none."""

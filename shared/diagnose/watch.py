@@ -78,7 +78,7 @@ class ModuleCall:
     rows_equal: bool | None
     rows_differ_in_input: bool | None
     input_scale: tuple[float, float] | None = None
-    """Largest root mean square of a column, and its ratio to the smallest one."""
+    """Largest root mean square of a column, and the share of columns far narrower."""
     gradient_rows: torch.Tensor | None = None
 
 
@@ -105,6 +105,10 @@ class StepRecord:
     return_way: Way | None = None
     gradient_copied: int = 0
     """Variables (bits) from whose gradient the step computed new tensors itself."""
+    gradient_edits: list[str] = dataclasses.field(default_factory=list)
+    """Calls by which the step's own code changed gradients in place."""
+    written: bool = False
+    """Whether the step's own code wrote to a variable in place."""
     at_end: list[torch.Tensor | None] = dataclasses.field(default_factory=list)
     """The variables' ``.grad`` when the step has ended."""
 
@@ -178,6 +182,7 @@ class StepWatch:
         self.step = step
         self.variables = list(variables)
         self.data = list(data)
+        self.sign = 1.0
         self._record = StepRecord()
         self._recorder: FlowRecorder | None = None
         self._depth = 0
@@ -200,10 +205,14 @@ class StepWatch:
                 stack.enter_context(self._recorder)
             try:
                 record.returned = self.step()
-            except Exception as error:  # noqa: BLE001  (whatever the reader's code raises)
+            except Exception as error:
                 record.error = error
         number = as_float(record.returned)
-        record.loss = math.nan if number is None else number
+        if number is None and record.error is not None and record.backwards:
+            number = record.backwards[
+                -1
+            ].value  # the loss that could not be walked back
+        record.loss = math.nan if number is None else self.sign * number
         if isinstance(record.returned, torch.Tensor):
             record.returned_has_graph = record.returned.requires_grad
             if self._recorder is not None and record.returned.numel() == 1:
@@ -217,6 +226,8 @@ class StepWatch:
             for call in self._recorder.calls:
                 if call.from_gradient:
                     record.gradient_copied |= call.from_variables or 1
+            record.gradient_edits = list(self._recorder.gradient_edits)
+            record.written = self._recorder.written
             inputs = [t for call in record.modules for t in call.inputs]
             with self._recorder_paused():
                 record.pairs = self._recorder.pairs(inputs)
@@ -290,9 +301,7 @@ class StepWatch:
                 if id(tensor) in position and gradient is not None:
                     call.fresh[position[id(tensor)]] = _copy(gradient)
             if self._recorder is not None:
-                self._recorder._gradients.update(
-                    id(g) for g in result if g is not None
-                )
+                self._recorder._gradients.update(id(g) for g in result if g is not None)
                 self._recorder._alive.append(result)
             return result
         for i, variable in enumerate(self.variables):
@@ -367,7 +376,9 @@ class StepWatch:
         self._record.events.append("update")
         update = UpdateCall(
             optimizer=optimizer,
-            rates=[float(group.get("lr", math.nan)) for group in optimizer.param_groups],
+            rates=[
+                float(group.get("lr", math.nan)) for group in optimizer.param_groups
+            ],
             holds={position[id(p)] for p in held if id(p) in position},
             at_entry=[_copy(_stored(v)) for v in self.variables],
             before=[v.detach().clone() for v in self.variables],
@@ -376,7 +387,9 @@ class StepWatch:
             others_with_gradient=sum(_is_something(p.grad) for p in others),
             copies_moved=0,
         )
-        self._others = [(p, p.detach().clone()) for p in others if _is_something(p.grad)]
+        self._others = [
+            (p, p.detach().clone()) for p in others if _is_something(p.grad)
+        ]
         self._record.updates.append(update)
         self._record.log.append(update)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -430,7 +443,9 @@ class StepWatch:
                     inputs=inputs,
                     output=first,
                     rows_equal=_rows_equal(first),
-                    rows_differ_in_input=None if data is None else not _rows_equal(data),
+                    rows_differ_in_input=None
+                    if data is None
+                    else not _rows_equal(data),
                     input_scale=_column_scale(data),
                 )
             )
@@ -446,8 +461,8 @@ def _column_scale(data: torch.Tensor | None) -> tuple[float, float] | None:
         return None
     spread = rows.std(dim=0)
     spread = spread[spread > 1e-9 * columns.max()]
-    ratio = float(spread.max() / spread.min()) if len(spread) else 1.0
-    return float(columns.max()), ratio
+    small = (spread < 0.01 * spread.max()).double().mean() if len(spread) else 0.0
+    return float(columns.max()), float(small)
 
 
 def _rows_equal(values: torch.Tensor | None) -> bool | None:

@@ -36,10 +36,11 @@ def wiring(seen: Observation) -> Iterator[Finding]:
         cause = _broken_link(seen, i)
         if cause is not None:
             groups.setdefault(cause, []).append(i)
-    for cause, which in groups.items():
+    for cause, which in sorted(groups.items(), key=lambda g: _ORDER.index(g[0])):
         yield from _EXPLAIN[cause](seen, which)
     if not groups.get(Cause.zero_grad_before_step):
         yield from _cleared_though_moving(seen)
+    yield from _rate_ends(seen)
     yield from _never_cleared(seen)
     yield from _unregistered(seen)
 
@@ -62,7 +63,9 @@ def _broken_link(seen: Observation, i: int) -> Cause | None:
         return Cause.zero_grad_before_step
     if all(_rate(u) == 0 for u in seen.updates if i in u.holds):
         return Cause.lr_zero
-    if _undone(seen, i) or _write_would_show(seen, i):
+    if _undone(seen, i):
+        return None if _projected_back(seen, i) else Cause.update_written_to_copy
+    if _write_would_show(seen, i):
         return Cause.update_written_to_copy
     return None  # a question of the number format
 
@@ -74,6 +77,10 @@ def _not_stepped(seen: Observation, i: int) -> Cause:
         return Cause.update_written_to_copy
     if any(o.param_groups for o in seen.optimizers):
         return Cause.optimizer_holds_other_tensors
+    if any(record.written for record in seen.detailed):
+        return (
+            Cause.zero_grad_before_step
+        )  # it is written to, and what is written is zero
     bits = 0
     for record in seen.detailed:
         bits |= record.gradient_copied
@@ -106,18 +113,39 @@ def _write_would_show(seen: Observation, i: int) -> bool:
         gradient = update.at_entry[i]
         if i not in update.holds or gradient is None:
             continue
-        change = _rate(update) * gradient.double().abs()
+        if isinstance(update.optimizer, torch.optim.LBFGS):
+            return False
+        change = due_update(update.optimizer, seen.tensors[i], gradient)
         if (change > spacing(update.before[i])).double().mean() > 0.5:
-            return _is_plain(update.optimizer)
+            return True
     return False
 
 
-def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer's first update is about rate times gradient or larger."""
-    settings = optimizer.param_groups[0]
-    if not type(optimizer).__module__.startswith("torch.optim"):
-        return True
-    return not settings.get("maximize") or True
+def due_update(
+    optimizer: torch.optim.Optimizer, tensor: torch.Tensor, gradient: torch.Tensor
+) -> torch.Tensor:
+    """Return the size of the update that is due: rate times gradient, or as in Adam."""
+    groups = optimizer.param_groups
+    group = next(g for g in groups if any(p is tensor for p in g["params"]))
+    rate = float(group.get("lr", 1e-3))
+    size = gradient.double().abs()
+    if "betas" in group or "rho" in group or "alpha" in group:
+        return rate * size / (size + group.get("eps", 1e-8))
+    return rate * size
+
+
+def _projected_back(seen: Observation, i: int) -> bool:
+    """Whether what was undone are moves out of a box, at whose bounds the entries lie."""
+    for record in seen.records:
+        for update in record.updates:
+            if i not in update.holds or not update.after:
+                continue
+            moved, end = update.after[i], record.after[i]
+            high = (end == end.max()) & (moved > end)
+            low = (end == end.min()) & (moved < end)
+            if not bool(((moved == end) | high | low).all()):
+                return False
+    return True
 
 
 def spacing(values: torch.Tensor) -> torch.Tensor:
@@ -135,10 +163,10 @@ def spacing(values: torch.Tensor) -> torch.Tensor:
 
 def _rebound(seen: Observation) -> Iterator[Finding]:
     """A name that stood for a variable stands for another tensor after the step."""
-    moved = seen.rebound
-    which = sorted(moved)
-    new = [moved[i] for i in which]
-    if any(not tensor.is_leaf for tensor in new) or seen.error is not None:
+    which = sorted(seen.rebound)
+    later = seen.losses[min(3, len(seen.losses) - 1) :]
+    still_falls = len(later) > 4 and later[-1] < later[0] - 0.01 * abs(later[0])
+    if not still_falls:
         yield Finding(
             Cause.non_leaf_variable,
             1.0,
@@ -152,8 +180,8 @@ def _rebound(seen: Observation) -> Iterator[Finding]:
             "was handed in keeps its old value.",
             "with torch.no_grad():\n    x.sub_(learning_rate * x.grad)  # in place",
         )
-    elif seen.optimizers and not seen.fall > 0.01:
-        yield _other_tensors(seen, which)
+        if seen.optimizers:
+            yield _other_tensors(seen, which)
 
 
 def _explain_non_leaf(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
@@ -316,9 +344,7 @@ def _with_own_update(seen: Observation, which: Sequence[int]) -> OtherCalls:
     return _KeptGraph(seen, which)
 
 
-def _stepwise(
-    seen: Observation, which: Sequence[int], steps: Sequence[str]
-) -> Finding:
+def _stepwise(seen: Observation, which: Sequence[int], steps: Sequence[str]) -> Finding:
     where = steps[0] if steps else "a call outside torch"
     proof = None
     return Finding(
@@ -380,16 +406,20 @@ def _explain_step_missing(seen: Observation, which: Sequence[int]) -> Iterator[F
 
 
 def _explain_cleared(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
-    given = [i for i in seen.everything if seen.fresh_largest[i] > 0 and seen.stepped[i]]
+    given = [
+        i for i in seen.everything if seen.fresh_largest[i] > 0 and seen.stepped[i]
+    ]
     cleared_by_call = any(_cleared_in(record) for record in seen.records)
     partly = set(given) != set(which)
-    optimizer = seen.held_by(which[0])[0]
+    optimizer = next(iter(seen.held_by(which[0])), None)
+    scaled = any("mul" in edit for r in seen.detailed for edit in r.gradient_edits)
+    partly |= scaled
     proof = seen.prove(
         "gradients kept until optimizer.step()",
         RightUpdate(seen.tensors, which, optimizer),
     )
     if partly and not cleared_by_call:
-        if seen.learns and not helps(proof, 0.05):
+        if any(seen.moves) and seen.learns and not helps(proof, 0.05):
             seen.notes.append(
                 Note("The gradients of some variables are emptied before the update: "
                      + ", ".join(seen.names(which[:4])), Cause.frozen_parameters)
@@ -473,9 +503,7 @@ def _explain_other_tensors(
 def _other_tensors(seen: Observation, which: Sequence[int]) -> Finding:
     held = sum(u.others for u in seen.updates[:1])
     like = next(iter(seen.optimizers), None)
-    proof = seen.prove(
-        "optimizer made on them", RightUpdate(seen.tensors, which, like)
-    )
+    proof = seen.prove("optimizer made on them", RightUpdate(seen.tensors, which, like))
     return Finding(
         Cause.optimizer_holds_other_tensors,
         1.0,
@@ -496,7 +524,9 @@ def _other_tensors(seen: Observation, which: Sequence[int]) -> Finding:
 
 def _explain_copy(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
     like = seen.optimizer
-    proof = seen.prove("the update written in place", RightUpdate(seen.tensors, which, like))
+    proof = seen.prove(
+        "the update written in place", RightUpdate(seen.tensors, which, like)
+    )
     yield Finding(
         Cause.update_written_to_copy,
         0.95,
@@ -542,6 +572,37 @@ def _explain_rate_zero(seen: Observation, which: Sequence[int]) -> Iterator[Find
         "Everything is connected, and the learning rate is zero, so each update is.",
         'for group in optimizer.param_groups:\n    group["lr"] = 1e-2  # and look at the '
         "scheduler",
+        proof,
+    )  # fmt: skip
+
+
+def _rate_ends(seen: Observation) -> Iterator[Finding]:
+    """A schedule that reaches zero while there is still something to learn."""
+    updates = [u for u in seen.updates if u.holds]
+    rates = [_rate(u) for u in updates]
+    late = rates[len(rates) // 2 :]
+    if len(rates) < 8 or any(late) or not any(rates):
+        return
+    which = sorted(updates[-1].holds)
+    like = seen.held_by(which[0])[0]
+    repair = RightUpdate(seen.tensors, which, like, rate=max(rates))
+    proof = seen.prove(
+        f"learning rate kept at {max(rates):g}", repair, steps=len(rates)
+    )
+    if not helps(proof, 0.01):
+        return
+    yield Finding(
+        Cause.lr_zero,
+        0.95,
+        (
+            Evidence("learning rate, first to last step",
+                     f"{rates[0]:.3g} -> {rates[-1]:.3g}", "above 0 to the end"),
+            Evidence("steps with rate 0", rates.count(0.0), "0"),
+        ),
+        seen.names(which),
+        "A schedule brings the learning rate to zero, and from then on nothing moves.",
+        "scheduler = CosineAnnealingLR(optimizer, T_max=number_of_steps)  # counted as "
+        "scheduler.step() is called",
         proof,
     )  # fmt: skip
 
@@ -606,9 +667,7 @@ def _unregistered(seen: Observation) -> Iterator[Finding]:
     known = {id(t) for t in seen.tensors}
     hidden = _hidden_tensors(seen.module, known)
     used = {id(leaf) for way in seen.ways for leaf in way.other_leaves}
-    held = {
-        id(p) for o in seen.optimizers for g in o.param_groups for p in g["params"]
-    }
+    held = {id(p) for o in seen.optimizers for g in o.param_groups for p in g["params"]}
     lost = [name for name, t in hidden if id(t) in used and id(t) not in held]
     if not lost:
         lost = [name for name, t in hidden if id(t) in used and not _listed(seen, t)]
@@ -665,6 +724,16 @@ def _hidden_tensors(
     return found
 
 
+_ORDER = (
+    Cause.graph_detached,
+    Cause.non_leaf_variable,
+    Cause.optimizer_holds_other_tensors,
+    Cause.step_missing,
+    Cause.zero_grad_before_step,
+    Cause.update_written_to_copy,
+    Cause.lr_zero,
+    Cause.frozen_parameters,
+)
 _EXPLAIN = {
     Cause.non_leaf_variable: _explain_non_leaf,
     Cause.frozen_parameters: _explain_frozen,

@@ -1,0 +1,119 @@
+"""Rules about the inputs of a network: their scale, and whom their targets belong to."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from shared.diagnose.causes import Cause
+from shared.diagnose.observation import Observation, helps
+from shared.diagnose.repairs import Standardized, standardized
+from shared.diagnose.report import Evidence, Finding
+
+SHUFFLES = 60
+
+
+def inputs(seen: Observation) -> Iterator[Finding]:
+    """Give what is wrong with the inputs that the step's network is given."""
+    yield from _wild(seen)
+    yield from _unrelated(seen)
+
+
+def _wild(seen: Observation) -> Iterator[Finding]:
+    """Inputs on a scale that the network cannot work with: standardize, and look."""
+    calls = [m for m in seen.records[0].modules if m.input_scale is not None]
+    if seen.module is None or not calls:
+        return
+    largest, small_columns = calls[0].input_scale
+    if 1e-2 < largest < 18 and small_columns < 0.25:
+        return
+    proof = seen.prove("inputs standardized", Standardized(calls[0].module), steps=16)
+    if proof is None or not helps(proof, 0.02):
+        return
+    ends = proof.without[-1], proof.with_repair[-1]
+    if math.isfinite(ends[0]) and ends[1] > 0.7 * ends[0]:
+        return
+    yield Finding(
+        Cause.unnormalised_data,
+        0.9,
+        (
+            Evidence("largest root mean square of a column of the inputs", largest,
+                     "about 1"),
+            Evidence("share of columns that spread less than a hundredth of the widest",
+                     small_columns, "below 0.25"),
+        ),
+        (),
+        "The inputs are on scales that one learning rate cannot serve: the same loop "
+        "learns when each column is standardized.",
+        "x = (x - x_train.mean(0)) / x_train.std(0)  # with the training set's numbers",
+        proof,
+    )  # fmt: skip
+
+
+def _unrelated(seen: Observation) -> Iterator[Finding]:
+    """Targets that have nothing to do with the inputs they are paired with."""
+    if seen.batch is None or seen.fall > 0.3 or not any(seen.moves):
+        return
+    x, y = seen.batch
+    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
+        return
+    if x.dim() < 2 or len(x) != len(y) or len(x) < 60 or not x.is_floating_point():
+        return
+    if y.numel() > 4 * len(y) or seen.progress[1] < 0.85 * _base_loss(y):
+        return
+    hits, chance = _neighbor_agreement(x, y)
+    if hits > chance:
+        return
+    yield Finding(
+        Cause.labels_misaligned,
+        0.6,
+        (
+            Evidence("agreement of targets with those of the nearest inputs", hits,
+                     f"above {chance:.2g}, what shuffled targets reach"),
+            Evidence("loss after the watched steps", seen.progress[1],
+                     f"below {_base_loss(y):.3g}, the loss without looking at the inputs"),
+        ),
+        (),
+        "Similar inputs have targets no more alike than shuffled ones: the targets do "
+        "not belong to these inputs.",
+        "order = torch.randperm(len(x))\nx, y = x[order], y[order]  # one order for both",
+    )  # fmt: skip
+
+
+def _base_loss(y: torch.Tensor) -> float:
+    """Return the loss of the best constant answer: entropy, or variance."""
+    if _are_classes(y):
+        counts = y.flatten().unique(return_counts=True)[1].double()
+        shares = counts / counts.sum()
+        return float(-(shares * shares.log()).sum())
+    return float(y.double().var())
+
+
+def _are_classes(y: torch.Tensor) -> bool:
+    few = y.unique().numel() <= max(2, len(y) // 3)
+    return bool((y == y.round()).all()) and few
+
+
+def _neighbor_agreement(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """Return how well near inputs' targets agree, and the median under shuffling."""
+    limit = 512
+    x = standardized(x[:limit].double().reshape(min(len(x), limit), -1))
+    y = y[:limit].double().reshape(len(x), -1)
+    distance = torch.cdist(x, x)
+    distance.fill_diagonal_(math.inf)
+    near = distance.topk(5, largest=False).indices
+    classes = _are_classes(y)
+
+    def agreement(target: torch.Tensor) -> float:
+        if classes:
+            same = (target[near] == target[:, None]).all(dim=-1)
+            return float(same.double().mean())
+        error = (target[near].mean(dim=1) - target).square().mean()
+        return -float(error / target.var().clamp_min(1e-12))
+
+    generator = torch.Generator().manual_seed(0)
+    shuffled = sorted(
+        agreement(y[torch.randperm(len(y), generator=generator)])
+        for _ in range(SHUFFLES)
+    )
+    return agreement(y), shuffled[int(0.95 * SHUFFLES)]
