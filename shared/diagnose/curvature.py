@@ -18,6 +18,8 @@ class Curvature:
     lowest: float
     highest: float
     gain: float
+    unit: float
+    """The length of the variables together, which moves are measured in."""
 
 
 def curvature(seen: Observation) -> Curvature:
@@ -50,14 +52,16 @@ def curvature(seen: Observation) -> Curvature:
         beside.append(size)
         vector = product / size
     if not diagonal:
-        return Curvature(0.0, 0.0, 0.0)
+        return Curvature(0.0, 0.0, 0.0, unit)
     n = len(diagonal)
     small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     for k in range(n - 1):
         small[k, k + 1] = small[k + 1, k] = beside[k]
     values, vectors = torch.linalg.eigh(small)
     lowest = sum(w * b for w, b in zip(vectors[:, 0], basis, strict=False))
-    return Curvature(float(values[0]), float(values[-1]), _gain(seen, lowest, unit))
+    return Curvature(
+        float(values[0]), float(values[-1]), _gain(seen, lowest, unit), unit
+    )
 
 
 def _gain(seen: Observation, direction: torch.Tensor, unit: float) -> float:
@@ -65,7 +69,7 @@ def _gain(seen: Observation, direction: torch.Tensor, unit: float) -> float:
     start = seen.progress[0]
     best = start
     for sign in (1.0, -1.0):
-        for distance in (1e-2, 1e-1, 0.5):
+        for distance in (1e-2, 1e-1):
             move = _shaped(direction, seen.trials.start)
             found = seen.trials.loss_at(
                 seen.trials.moved(move, sign * distance * max(unit, 1e-3))

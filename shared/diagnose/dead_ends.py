@@ -98,8 +98,31 @@ def _ends_finite(passage: Passage) -> bool:
 
 def precision(seen: Observation) -> Iterator[Finding]:
     """Give updates that round away, and gradients that half precision loses."""
+    yield from _lost_difference(seen)
     yield from _rounds_away(seen)
     yield from _underflows(seen)
+
+
+def _lost_difference(seen: Observation) -> Iterator[Finding]:
+    """A difference quotient whose shift is lost: x + epsilon is x."""
+    if seen.backwards or any(seen.moves):
+        return
+    lost = [p for p in seen.passages if p.facts.get("lost_shift")]
+    if not lost:
+        return
+    yield Finding(
+        Cause.update_below_precision,
+        0.9,
+        (
+            Evidence("shift of the variable, in spacings of its numbers",
+                     lost[0].facts["lost_shift"], "far above 0.5"),
+            Evidence("backward calls", 0, "-"),
+        ),
+        (),
+        "The step adds a small number to the variable and gets the variable back: the "
+        "shift is under half a spacing of the format. The difference is exactly zero.",
+        "epsilon = torch.finfo(x.dtype).eps ** (1 / 3) * x.abs()  # or x.double()",
+    )  # fmt: skip
 
 
 def _rounds_away(seen: Observation) -> Iterator[Finding]:
@@ -268,6 +291,8 @@ def _cause_of(seen: Observation, end: Passage) -> Cause | None:
         return Cause.constant_objective
     if kind in ("softmax", "log_softmax", "sigmoid", "tanh"):
         return Cause.saturated_activation if end.facts["exactly_flat"] > 0.5 else None
+    if kind == "cross_entropy" or end.name in _SATURATING:
+        return Cause.saturated_activation
     if kind == "rectifier" and end.facts["off"] == 1.0:
         return Cause.dead_relu if end.facts["after_layer"] else Cause.out_of_support
     if kind == "clamp":
@@ -276,6 +301,12 @@ def _cause_of(seen: Observation, end: Passage) -> Cause | None:
     if kind == "product" and end.facts["constant_zero"]:
         return Cause.frozen_parameters if end.direct else Cause.targets_masked_out
     return None
+
+
+_SATURATING = frozenset(
+    "logsigmoid softplus binary_cross_entropy_with_logits logsumexp erf atan arctan"
+    " softsign gelu silu elu celu".split()
+)
 
 
 def _dead_layer(seen: Observation) -> Passage | None:
@@ -339,13 +370,13 @@ def _explain_saturated(seen: Observation, end: Passage) -> Iterator[Finding]:
     if not _something_lower(seen):
         _note_minimum(seen)
         return
-    kind = end.facts["kind"]
+    kind = end.facts.get("kind", end.name)
     yield Finding(
         Cause.saturated_activation,
         0.95,
         (
             Evidence(f"share of {kind} outputs on the flat part",
-                     end.facts["exactly_flat"], "below 0.5"),
+                     end.facts.get("exactly_flat", 1.0), "below 0.5"),
             Evidence("gradient of its output", end.gradient_out or 0.0, "above 0"),
             Evidence("gradient of its input", 0, "above 0"),
         ),

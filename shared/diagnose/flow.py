@@ -15,18 +15,124 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 STEP_FUNCTIONS = frozenset(
-    ["round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "frac", "floor_divide", "__floordiv__", "gt", "lt", "ge", "le", "eq", "ne", "__gt__", "__lt__", "__ge__", "__le__", "__eq__", "__ne__", "greater", "less", "argmax", "argmin", "argsort", "long", "int", "short", "bool", "byte", "logical_and", "logical_or", "logical_not", "bincount", "histc", "searchsorted", "bucketize", "multinomial", "bernoulli", "one_hot", "nonzero", "isclose", "__rfloordiv__", "nms", "topk_indices", "round_", "floor_", "ceil_", "trunc_", "sign_", "int_repr", "quantize_per_tensor", "sgn_", "unique"]
+    [
+        "round",
+        "floor",
+        "ceil",
+        "trunc",
+        "fix",
+        "sign",
+        "sgn",
+        "heaviside",
+        "frac",
+        "floor_divide",
+        "__floordiv__",
+        "gt",
+        "lt",
+        "ge",
+        "le",
+        "eq",
+        "ne",
+        "__gt__",
+        "__lt__",
+        "__ge__",
+        "__le__",
+        "__eq__",
+        "__ne__",
+        "greater",
+        "less",
+        "argmax",
+        "argmin",
+        "argsort",
+        "long",
+        "int",
+        "short",
+        "bool",
+        "byte",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "bincount",
+        "histc",
+        "searchsorted",
+        "bucketize",
+        "multinomial",
+        "bernoulli",
+        "one_hot",
+        "nonzero",
+        "isclose",
+        "__rfloordiv__",
+        "nms",
+        "topk_indices",
+        "round_",
+        "floor_",
+        "ceil_",
+        "trunc_",
+        "sign_",
+        "int_repr",
+        "quantize_per_tensor",
+        "sgn_",
+        "unique",
+    ]
 )
 """Calls whose value changes in steps, or whose result cannot carry a gradient."""
 
-CUTS = frozenset(["detach", "detach_", "data", "tensor", "as_tensor", "new_tensor", "from_numpy"])
+CUTS = frozenset(
+    ["detach", "detach_", "data", "tensor", "as_tensor", "new_tensor", "from_numpy"]
+)
 """Calls that hand a value on without its graph."""
 
-ESCAPES = frozenset(["item", "tolist", "numpy", "__float__", "__int__", "__array__", "__index__"])
+ESCAPES = frozenset(
+    ["item", "tolist", "numpy", "__float__", "__int__", "__array__", "__index__"]
+)
 """Calls after which a value is no tensor any more."""
 
 _NO_FLOW = frozenset(
-    ["backward", "grad", "requires_grad_", "register_hook", "retain_grad", "_set_grad_enabled", "size", "dim", "numel", "shape", "dtype", "device", "is_complex", "is_floating_point", "requires_grad", "grad_fn", "is_leaf", "empty", "empty_like", "zeros_like", "ones_like", "rand_like", "randn_like", "layout", "_record_function_enter_new", "_record_function_exit", "ndim", "stride", "is_contiguous", "data_ptr", "element_size", "__len__", "__repr__", "__format__", "is_sparse", "is_nested", "_version", "names", "output_nr", "storage", "untyped_storage", "type", "is_inference"]
+    [
+        "backward",
+        "grad",
+        "requires_grad_",
+        "register_hook",
+        "retain_grad",
+        "_set_grad_enabled",
+        "size",
+        "dim",
+        "numel",
+        "shape",
+        "dtype",
+        "device",
+        "is_complex",
+        "is_floating_point",
+        "requires_grad",
+        "grad_fn",
+        "is_leaf",
+        "empty",
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+        "rand_like",
+        "randn_like",
+        "layout",
+        "_record_function_enter_new",
+        "_record_function_exit",
+        "ndim",
+        "stride",
+        "is_contiguous",
+        "data_ptr",
+        "element_size",
+        "__len__",
+        "__repr__",
+        "__format__",
+        "is_sparse",
+        "is_nested",
+        "_version",
+        "names",
+        "output_nr",
+        "storage",
+        "untyped_storage",
+        "type",
+        "is_inference",
+    ]
 )
 
 
@@ -82,6 +188,8 @@ class Way:
     """Calls at which a value that descends from a variable loses its graph."""
     escapes: list[str]
     node_names: list[str]
+    at_variables: dict[int, float]
+    """Largest entry of each variable's gradient, without the reader's hooks."""
     terms: list["Term"]
 
 
@@ -169,15 +277,7 @@ class FlowRecorder(TorchFunctionMode):
                 from_gradient |= self.calls[parent].from_gradient
         if name in ESCAPES and bits:
             self.escapes.append((name, index))
-        if (
-            inputs
-            and id(inputs[0]) in self._gradients
-            and (
-                (name.endswith("_")
-                and not name.startswith("__"))
-                or name == "__setitem__"
-            )
-        ):
+        if any(id(tensor) in self._gradients for tensor in inputs):
             self.gradient_edits.append(name)
         if not outputs:
             return
@@ -261,6 +361,11 @@ class FlowRecorder(TorchFunctionMode):
             cuts=cuts,
             escapes=[name for name, _ in self.escapes],
             node_names=names,
+            at_variables={
+                position[key]: float(_dense(g).abs().max())
+                for key, g in gradients.items()
+                if key in position and g.numel()
+            },
             terms=self._terms(root, data) if detailed else [],
         )
 
@@ -439,20 +544,102 @@ class FlowRecorder(TorchFunctionMode):
 
 
 _ELEMENTWISE = frozenset(
-    ["mul", "add", "sub", "div", "neg", "__mul__", "__add__", "__sub__", "__rmul__", "__radd__", "__rsub__", "rsub", "true_divide", "__truediv__", "clone", "view", "reshape", "__getitem__", "unsqueeze", "squeeze", "sigmoid", "tanh", "exp", "flatten", "to", "float", "double", "contiguous", "expand", "permute", "transpose", "T", "t"]
+    [
+        "mul",
+        "add",
+        "sub",
+        "div",
+        "neg",
+        "__mul__",
+        "__add__",
+        "__sub__",
+        "__rmul__",
+        "__radd__",
+        "__rsub__",
+        "rsub",
+        "true_divide",
+        "__truediv__",
+        "clone",
+        "view",
+        "reshape",
+        "__getitem__",
+        "unsqueeze",
+        "squeeze",
+        "sigmoid",
+        "tanh",
+        "exp",
+        "flatten",
+        "to",
+        "float",
+        "double",
+        "contiguous",
+        "expand",
+        "permute",
+        "transpose",
+        "T",
+        "t",
+    ]
 )
 
 
 _COMPARISONS = frozenset(
-    ["cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "__sub__", "rsub", "binary_cross_entropy", "binary_cross_entropy_with_logits", "hinge_embedding_loss", "multi_margin_loss", "kl_div", "poisson_nll_loss", "gaussian_nll_loss"]
+    [
+        "cross_entropy",
+        "nll_loss",
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "sub",
+        "__sub__",
+        "rsub",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "hinge_embedding_loss",
+        "multi_margin_loss",
+        "kl_div",
+        "poisson_nll_loss",
+        "gaussian_nll_loss",
+    ]
 )
 
 
 _VIEWS = frozenset(
-    ["view", "reshape", "squeeze", "unsqueeze", "flatten", "transpose", "permute", "contiguous", "__getitem__", "to", "float", "double", "clone", "t", "T"]
+    [
+        "view",
+        "reshape",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
+        "transpose",
+        "permute",
+        "contiguous",
+        "__getitem__",
+        "to",
+        "float",
+        "double",
+        "clone",
+        "t",
+        "T",
+    ]
 )
 _LAYERS = frozenset(
-    ["linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "addmm", "bmm", "batch_norm", "layer_norm", "group_norm", "__matmul__", "einsum", "embedding"]
+    [
+        "linear",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "matmul",
+        "mm",
+        "addmm",
+        "bmm",
+        "batch_norm",
+        "layer_norm",
+        "group_norm",
+        "__matmul__",
+        "einsum",
+        "embedding",
+    ]
 )
 _RECURRENT = frozenset(["rnn_tanh", "rnn_relu", "lstm", "gru"])
 
@@ -720,6 +907,21 @@ def _expand_mutually(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return first and second
 
 
+def _shift(
+    call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
+) -> dict[str, Any]:
+    """Whether a number other than zero is added, and lost, to the last digit."""
+    facts = {} if call.name.startswith(("add", "__add", "__radd")) else _pairing(
+        call, x, y, bits_of
+    )  # fmt: skip
+    numbers = [a for a in call.args if isinstance(a, (int, float)) and a]
+    numbers += [t.item() for t in call.inputs if t.numel() == 1 and not bits_of(t)]
+    if numbers and numbers[0] and x.shape == y.shape and bool((x == y).all()):
+        spacing = float(x.abs().max()) * torch.finfo(x.dtype).eps
+        facts["lost_shift"] = abs(numbers[0]) / max(spacing, 1e-300)
+    return facts
+
+
 def _product(
     call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
 ) -> dict[str, Any]:
@@ -759,13 +961,13 @@ _FACTS: dict[str, Callable[..., dict[str, Any]]] = {
         ("clamp", "clip", "hardtanh", "relu6", "clamp_min", "clamp_max", "hardsigmoid",
          "minimum", "maximum"), _clamp,
     ),
+    **dict.fromkeys(("add", "__add__", "__radd__", "sub", "__sub__"), _shift),
     **dict.fromkeys(
         ("reciprocal", "__rdiv__", "__rtruediv__", "pow", "__pow__", "div", "__truediv__",
          "true_divide"), _quotient,
     ),
     **dict.fromkeys(
-        ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "__sub__", "rsub",
-         "__rsub__", "kl_div", "soft_margin_loss", "subtract"), _pairing,
+        ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "rsub", "__rsub__", "kl_div", "soft_margin_loss", "subtract"), _pairing,
     ),
     **dict.fromkeys(
         ("mul", "__mul__", "matmul", "__matmul__", "linear", "bmm", "mm", "multiply",

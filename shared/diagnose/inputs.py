@@ -52,14 +52,15 @@ def _wild(seen: Observation) -> Iterator[Finding]:
 
 def _unrelated(seen: Observation) -> Iterator[Finding]:
     """Targets that have nothing to do with the inputs they are paired with."""
-    if seen.batch is None or seen.fall > 0.3 or not any(seen.moves):
+    pair = _compared(seen)
+    if pair is None or not any(seen.moves) or seen.fall > 0.3:
         return
-    x, y = seen.batch
-    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
-        return
+    x, y = pair
     if x.dim() < 2 or len(x) != len(y) or len(x) < 60 or not x.is_floating_point():
         return
     if y.numel() > 4 * len(y) or seen.progress[1] < 0.85 * _base_loss(y):
+        return
+    if y.unique().numel() < 2:
         return
     hits, chance = _neighbor_agreement(x, y)
     if hits > chance:
@@ -78,6 +79,25 @@ def _unrelated(seen: Observation) -> Iterator[Finding]:
         "not belong to these inputs.",
         "order = torch.randperm(len(x))\nx, y = x[order], y[order]  # one order for both",
     )  # fmt: skip
+
+
+def _compared(seen: Observation) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the named batch, or the inputs and targets that were seen in the steps."""
+    if seen.batch is not None:
+        x, y = seen.batch
+        both = isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)
+        return (x.detach(), y.detach()) if both else None
+    alone = all(
+        len(r.modules) == 1 and r.modules[0].module is seen.module
+        for r in seen.detailed
+    )
+    pairs = [r.pairs[0] for r in seen.detailed if r.pairs] if alone else []
+    shapes = {(x.shape[1:], y.shape[1:]) for x, y in pairs}
+    if len(shapes) != 1:
+        return None
+    if len(pairs) > 1 and torch.equal(pairs[0][0], pairs[1][0]):
+        return pairs[0]
+    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
 def _base_loss(y: torch.Tensor) -> float:

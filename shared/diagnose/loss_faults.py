@@ -186,11 +186,29 @@ def _silent_classes(seen: Observation) -> list[int]:
         if not rows or len(rows[-1]) != len(target) or not _are_classes(target):
             return []
         zero = rows[-1] == 0
-        here = {int(c) for c in target.unique() if zero[target == c].all()}
+        outputs = [m.output for m in record.modules if m.gradient_rows is not None]
+        here = {
+            int(c) for c in target.unique()
+            if zero[target == c].all() and _not_yet_right(outputs[-1], target, c)
+        }  # fmt: skip
         if zero.all():
             return []
         silent = here if silent is None else silent & here
     return sorted(silent or ())
+
+
+def _not_yet_right(
+    output: torch.Tensor, target: torch.Tensor, chosen: torch.Tensor
+) -> bool:
+    """Whether the outputs for a class are not so right that no gradient is due."""
+    rows = output.detach()[target == chosen].reshape(int((target == chosen).sum()), -1)
+    if rows.shape[1] == 1:
+        return bool(((rows[:, 0] - chosen).abs() > 1e-3).all())
+    if target.dtype != torch.long or int(chosen) >= rows.shape[1]:
+        return False
+    return bool((rows.max(dim=1).values - rows[:, int(chosen)] < 50).all()) and bool(
+        (rows.max(dim=1).values - rows.min(dim=1).values < 50).all()
+    )
 
 
 def _are_classes(target: torch.Tensor) -> bool:

@@ -67,6 +67,8 @@ class Observation:
         """The first steps from the kept state, three of them watched in detail."""
         records = self.trials.run(STEPS_IN_DETAIL, Level.EVERYTHING)
         if len(records) < STEPS_IN_DETAIL or records[-1].error is not None:
+            # Where backward raises, its root is the only loss that there is.
+            self.trials.least_level = Level.GRADIENTS
             self.rebound = self.trials.snapshot.rebound(self.tensors)
             self._metric_after = None
             return records
@@ -228,10 +230,15 @@ class Observation:
     def is_random(self) -> bool:
         """Whether two steps from the same values give different losses."""
         self.records  # noqa: B018  (first of all, the steps as they are)
-        found = self.trials.run(2, values=self.trials.start, pinned=True)
+        start = self.trials.start
+        found = self.trials.run(2, Level.GRADIENTS, values=start, pinned=True)
         if len(found) < 2:
             return False
-        same = found[0].loss == found[1].loss
+        gradients = zip(found[0].fresh(), found[1].fresh(), strict=True)
+        same = found[0].loss == found[1].loss and all(
+            (a is None) == (b is None) and (a is None or _same(a, b))
+            for a, b in gradients
+        )
         if not same:
             self.trials.draws = 8
         return not same
@@ -263,8 +270,13 @@ class Observation:
     @cached_property
     def learns(self) -> bool:
         """Whether the loss clearly falls: by 3 %, and by more than chance."""
+        if self._returned_losses_fall():
+            return True
         if not self.fall > 0.03:
             return False
+        if self.is_random and self.metric_change is not None:
+            before, after = self.metric_change
+            return after > before
         pairs = list(zip(*self._pairs, strict=False))
         if len(pairs) < 3:
             return True
@@ -272,6 +284,21 @@ class Observation:
         mean = sum(falls) / len(falls)
         spread = math.sqrt(sum((f - mean) ** 2 for f in falls) / (len(falls) - 1))
         return mean > 2 * spread / math.sqrt(len(falls))
+
+    def _returned_losses_fall(self) -> bool:
+        """Whether the returned losses fall by more than they scatter.
+
+        The step may train more than the variables; then only these losses tell.
+        """
+        quarter = len(self.losses) // 4
+        if quarter < 3 or self.metric is not None:
+            return False
+        first, last = self.losses[:quarter], self.losses[-quarter:]
+        if not all(map(math.isfinite, (*first, *last))):
+            return False
+        means = sum(first) / quarter, sum(last) / quarter
+        scatter = max(_scatter(first), _scatter(last))
+        return means[0] - means[1] > max(0.05 * abs(means[0]), 3 * scatter)
 
     # -- probes -----------------------------------------------------------------------
 
@@ -315,6 +342,12 @@ class Observation:
         return found
 
     @cached_property
+    def loss_scale(self) -> float:
+        """The size of the loss, or of its change over a move of the variables' size."""
+        change = abs(self.around[1.0] - self.losses[0])
+        return max(abs(self.losses[0]), change if math.isfinite(change) else 0.0, 1e-12)
+
+    @cached_property
     def around(self) -> dict[float, float]:
         """The loss at several distances from the start, all variables moved."""
         return self.losses_around()
@@ -333,6 +366,22 @@ class Observation:
         found = [x for x in (*self.around.values(), *self.scan) if math.isfinite(x)]
         lowest = min(found, default=first)
         return lowest if lowest < first - 1e-5 * max(abs(first), 1e-12) else None
+
+    @cached_property
+    def lower_along_gradient(self) -> bool:
+        """Whether moves as large as the variables, against the gradient, lower the loss."""
+        size = self.gradient_norm
+        if not size or not math.isfinite(size):
+            return False
+        whole = math.hypot(
+            *(s * math.sqrt(t.numel())
+              for s, t in zip(self.sizes, self.gradient, strict=True))
+        )  # fmt: skip
+        direction = [-whole / size * g for g in self.gradient]
+        start = self.progress[0]
+        found = self.along(direction, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
+        least = 1e-3 * max(abs(start), 1e-3)
+        return any(x < start - least for x in found.values())
 
     def ascends(self) -> bool:
         """Whether the step returns a score that it raises on purpose."""
@@ -481,6 +530,12 @@ def cosine(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
     )
     size = norm(a) * norm(b)
     return product / size if size > 0 else math.nan
+
+
+def _scatter(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    return math.sqrt(variance)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

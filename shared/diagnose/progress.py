@@ -20,6 +20,7 @@ from shared.diagnose.repairs import (
     ScaledUpdate,
 )
 from shared.diagnose.report import Evidence, Finding, Note
+from shared.diagnose.watch import Level, StepRecord
 from shared.diagnose.structure import structure
 
 DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
@@ -28,7 +29,7 @@ DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 def progress(seen: Observation) -> Iterator[Finding]:
     """Give why the loss does not fall, if it does not."""
-    found = list(structure(seen)) or list(wrong_way(seen))
+    found = list(structure(seen)) or list(_noise(seen)) or list(wrong_way(seen))
     yield from found
     if found:
         return
@@ -82,7 +83,7 @@ def _stale(seen: Observation) -> Finding:
 
 def _stationary(seen: Observation) -> Iterator[Finding]:
     """The gradient is exactly zero, or tiny, at a point that is no minimum."""
-    if not _is_stationary(seen):
+    if not seen.backwards or not _is_stationary(seen):
         return
     bend = curvature(seen)
     products = [
@@ -93,8 +94,14 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
     flat_near = seen.same_loss(seen.around[1e-3]) and seen.same_loss(
         seen.losses_around(radii=(1e-2,))[1e-2]
     )
-    goes_down = bend.gain > 1e-5 * max(abs(seen.losses[0]), 1e-12)
-    if flat_near and seen.lower_elsewhere is not None and not products:
+    goes_down = bend.gain > 1e-5 * seen.loss_scale
+    bends_down = bend.lowest * bend.unit**2 < -1e-6 * seen.loss_scale
+    if (
+        flat_near
+        and not bends_down
+        and not products
+        and seen.lower_elsewhere is not None
+    ):
         yield out_of_support(seen)
         return
     if not goes_down:
@@ -163,7 +170,7 @@ def _is_stationary(seen: Observation) -> bool:
     if seen.gradient_is_zero:
         return True
     slope = seen.gradient_norm * math.hypot(*seen.sizes)
-    return slope < 1e-4 * max(abs(seen.losses[0]), 1e-12)
+    return slope < 1e-4 * seen.loss_scale
 
 
 def _note_minimum(seen: Observation, bend: Curvature | None = None) -> None:
@@ -312,14 +319,12 @@ def _ends_of(records: Sequence, seen: Observation) -> list[torch.Tensor]:
 
 def _noise(seen: Observation) -> Iterator[Finding]:
     """The gradient of one draw says little about the mean gradient."""
-    if not seen.is_random:
+    if not seen.is_random or seen.learns:
         return
-    draws = seen.trials.run(12, values=seen.trials.start, pinned=True, level=1)
-    gradients = [
-        torch.cat([g.double().flatten() for g in r.fresh() if g is not None])
-        for r in draws
-        if any(g is not None for g in r.fresh())
-    ]
+    draws = seen.trials.run(
+        12, values=seen.trials.start, pinned=True, level=Level.GRADIENTS
+    )
+    gradients = [torch.cat([g.flatten() for g in _pull(r)]) for r in draws]
     if len(gradients) < 4 or len({len(g) for g in gradients}) > 1:
         return
     stacked = torch.stack(gradients)
@@ -330,7 +335,7 @@ def _noise(seen: Observation) -> Iterator[Finding]:
     ratio = signal / noise if noise > 0 else math.inf
     if ratio > 0.1:
         return
-    gain, size = _gain_of_mean(seen, mean)
+    gain, _ = _gain_of_mean(seen, mean)
     if gain <= 0.01 * max(abs(seen.progress[0]), 1e-12):
         seen.notes.append(
             Note("The gradient is mostly noise, and its mean leads to no lower loss.",
@@ -355,8 +360,25 @@ def _noise(seen: Observation) -> Iterator[Finding]:
     )  # fmt: skip
 
 
+def _pull(record: StepRecord) -> list[torch.Tensor]:
+    """Return a step's gradients; where it has none, its change turned around."""
+    fresh = record.fresh()
+    if all(g is None for g in fresh):
+        return [
+            a.double() - b.double()
+            for a, b in zip(record.before, record.after, strict=True)
+        ]
+    return [
+        torch.zeros_like(a, dtype=torch.float64) if g is None else g.double()
+        for g, a in zip(fresh, record.before, strict=True)
+    ]
+
+
 def _gain_of_mean(seen: Observation, mean: torch.Tensor) -> tuple[float, float]:
-    """Return the largest fall of the mean loss along the mean gradient, and its step."""
+    """Return the most that is won along the mean gradient, and after how long a step.
+
+    It is won in the reader's metric, if there is one, and else in the mean loss.
+    """
     sizes = [s.numel() for s in seen.trials.start]
     if sum(sizes) != len(mean):
         return 0.0, 0.0
@@ -365,7 +387,16 @@ def _gain_of_mean(seen: Observation, mean: torch.Tensor) -> tuple[float, float]:
         for m, s in zip(mean.split(sizes), seen.trials.start, strict=True)
     ]
     length = max(norm(seen.first_update), 1e-12) / max(float(mean.norm()), 1e-300)
-    found = seen.along(parts, [c * length for c in (0.1, 0.3, 1.0, 3.0, 10.0)])
+    lengths = [c * length for c in (0.1, 0.3, 1.0, 3.0, 10.0)]
+    if seen.metric is not None:
+        start, gains = seen.metric_change[0], {}
+        for c in lengths:
+            seen.trials.snapshot.restore()
+            seen.trials.write(seen.trials.moved(parts, c))
+            gains[c] = (seen.measure_metric() - start) / max(abs(start), 1e-12)
+        best = max(gains, key=gains.get)
+        return gains[best] * max(abs(seen.progress[0]), 1e-12), best
+    found = seen.along(parts, lengths)
     best = min(found, key=found.get)
     return seen.progress[0] - found[best], best
 
@@ -395,7 +426,9 @@ def _jumps(seen: Observation) -> Iterator[Finding]:
         jump = _largest_jump(seen, direction)
         if jump is None or not rises:
             return
-    elif (len(unsmooth) < 2 and not _largest_jump(seen, direction)) or (not rises and seen.fall > 0):
+    elif (len(unsmooth) < 2 and not _largest_jump(seen, direction)) or (
+        not rises and seen.fall > 0
+    ):
         return
     where = () if not steps else (
         Evidence("call on the way whose value jumps", steps[0], "none"),
@@ -443,6 +476,5 @@ def _largest_jump(seen: Observation, direction: Sequence[torch.Tensor]) -> float
 _RULES: tuple[Callable[[Observation], Iterator[Finding]], ...] = (
     _flat,
     _stationary,
-    _noise,
     _scale,
 )

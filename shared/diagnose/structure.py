@@ -30,7 +30,7 @@ def structure(seen: Observation) -> Iterator[Finding]:
 def _equal_units(seen: Observation) -> Iterator[Finding]:
     """Units that start equal to the bit, are updated, and stay equal to the bit."""
     which = [i for i in seen.everything if _rows_stay_equal(seen, i)]
-    if not which or (seen.module is None and seen.learns):
+    if not which:
         return
     noise = [
         start + 0.1 * size * torch.randn(start.shape, generator=_generator(i))
@@ -76,7 +76,8 @@ def _rows_stay_equal(seen: Observation, i: int) -> bool:
 def _has_equal_sibling(seen: Observation, i: int) -> bool:
     """Whether another variable starts equal, moves, and stays equal to the bit."""
     start, end = seen.trials.start[i], seen.end[i]
-    if start.dim() < 2 or not seen.moves[i] or _all_rows_equal(start):
+    one_number = bool((start == start.flatten()[0]).all())
+    if start.dim() < 2 or not seen.moves[i] or one_number:
         return False
     return any(
         k != i
@@ -101,8 +102,11 @@ def _saturated(seen: Observation) -> Iterator[Finding]:
         if p.facts.get("kind") in ("sigmoid", "tanh", "softmax") and p.facts["flat"] > 0.8
         and p.facts.get("classes", 2) > 1
     ]  # fmt: skip
-    loses = [p for p in flat if _loses(p) < 1e-2]
-    if not loses or not _could_be_lower(seen):
+    loses = [
+        p for p in flat
+        if p.gradient_out and (_loses(p) < 1e-2 or p.facts["exactly_flat"] > 0.5)
+    ]  # fmt: skip
+    if not loses or not seen.lower_along_gradient:
         return
     worst = min(loses, key=_loses)
     yield Finding(
@@ -129,16 +133,13 @@ def _loses(passage: object) -> float:
     return before / after
 
 
-def _could_be_lower(seen: Observation) -> bool:
-    """Whether the loss is not already as low as a saturated, right answer makes it."""
-    return abs(seen.losses[0]) > 1e-3
-
-
 def _vanishing(seen: Observation) -> Iterator[Finding]:
     """The gradient falls by a factor per layer, over many layers."""
     sizes = _sizes_by_depth(seen)
     if len(sizes) < 5 or max(sizes) <= 0:
         return
+    if sizes[0] == 0 and min(s for s in sizes if s > 0) > 1e-30:
+        return  # it ends in one place, and does not fade
     ratio = sizes[0] / max(sizes)
     drops = [a / b for a, b in zip(sizes, sizes[1:], strict=False) if b > 0]
     sudden = min(drops) < math.sqrt(ratio) if ratio > 0 else min(drops) == 0 < ratio
@@ -166,7 +167,7 @@ def _vanishing(seen: Observation) -> Iterator[Finding]:
 
 def _sizes_by_depth(seen: Observation) -> list[float]:
     """Return the gradients' sizes along the way, from the variables to the loss."""
-    ways = [c.way for r in seen.detailed[:1] for c in r.backwards if c.way is not None]
+    ways = [c.way for r in seen.detailed[-1:] for c in r.backwards if c.way is not None]
     if not ways:
         return []
     for passage in ways[0].passages:
@@ -178,7 +179,24 @@ def _sizes_by_depth(seen: Observation) -> list[float]:
 
 
 _DEEP = frozenset(
-    ["linear", "matmul", "__matmul__", "mm", "mv", "conv2d", "conv1d", "addmm", "bmm", "tanh", "sigmoid", "relu", "rnn_tanh_cell", "gru_cell", "lstm_cell", "einsum"]
+    [
+        "linear",
+        "matmul",
+        "__matmul__",
+        "mm",
+        "mv",
+        "conv2d",
+        "conv1d",
+        "addmm",
+        "bmm",
+        "tanh",
+        "sigmoid",
+        "relu",
+        "rnn_tanh_cell",
+        "gru_cell",
+        "lstm_cell",
+        "einsum",
+    ]
 )
 
 
@@ -187,6 +205,8 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
     if seen.module is None:
         yield from _collapsed_pairs(seen)
         return
+    if seen.gradient_is_zero and all(_all_rows_equal(t) for t in seen.trials.start):
+        return  # it is the variables that coincide
     shares = []
     for record in seen.records[:3]:
         outermost = [m for m in record.modules if m.rows_equal is not None
@@ -233,7 +253,10 @@ def _collapse() -> Finding:
 def _penalty(seen: Observation) -> Iterator[Finding]:
     """A penalty on the variables inside the loss that pulls harder than the data."""
     before = _data_term(seen.records[0])
-    if before is None or before[2] < 1.0:
+    if before is None or before[2] < (1.5 if seen.module is not None else 3.0):
+        return
+    sizes = norm(seen.trials.start), norm(seen.end)
+    if not sizes[1] < 0.95 * sizes[0]:
         return
     ends = seen.trials.run(1, Level.EVERYTHING, values=seen.end)
     after = _data_term(ends[0])

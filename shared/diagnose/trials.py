@@ -46,6 +46,7 @@ class Trials:
         self.most_steps = most_steps
         self.steps_run = 0
         self.draws = 1
+        self.least_level = Level.LOSS
         self._watch = StepWatch(step, variables, data)
         with torch.no_grad():
             self.start = [v.detach().clone() for v in variables]
@@ -77,6 +78,7 @@ class Trials:
         """
         if steps > self.steps_left:
             raise OutOfBudget
+        level = max(level, self.least_level)
         self.snapshot.restore()
         if values is not None:
             self.write(values)

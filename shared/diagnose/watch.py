@@ -186,6 +186,7 @@ class StepWatch:
         self._record = StepRecord()
         self._recorder: FlowRecorder | None = None
         self._depth = 0
+        self._looking = False  # whether a backward call is the watch's own
         self._others: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def run(self, level: Level) -> StepRecord:
@@ -248,6 +249,8 @@ class StepWatch:
         )
 
         def watched_engine(outputs: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            if self._looking:
+                return engine(outputs, *args, **kwargs)
             return self._walk_back(engine, outputs, args, kwargs)
 
         def watched_clear(original: Callable) -> Callable:
@@ -330,7 +333,7 @@ class StepWatch:
         examined = sum(c.way is not None for c in self._record.backwards)
         if self._recorder is None or examined >= MOST_EXAMINED or not roots:
             return
-        with self._recorder_paused():
+        with self._recorder_paused(), self._own_look():
             call.way = self._recorder.examine(roots[0], self.data)
             call.in_half |= any(
                 tensor.dtype == torch.float16
@@ -356,6 +359,14 @@ class StepWatch:
         if gradient is not None:
             rows = gradient.detach().reshape(len(gradient), -1)
             call.gradient_rows = rows.abs().amax(dim=1)
+
+    @contextlib.contextmanager
+    def _own_look(self) -> Iterator[None]:
+        self._looking = True
+        try:
+            yield
+        finally:
+            self._looking = False
 
     @contextlib.contextmanager
     def _recorder_paused(self) -> Iterator[None]:

@@ -51,10 +51,14 @@ def _broken_link(seen: Observation, i: int) -> Cause | None:
     if not tensor.is_leaf:
         return Cause.non_leaf_variable
     if not tensor.requires_grad:
-        return Cause.frozen_parameters
+        by_hand = not seen.backwards and any(r.written for r in seen.detailed)
+        return None if by_hand else Cause.frozen_parameters
     if not seen.in_graph[i]:
         return Cause.graph_detached
-    if math.isnan(seen.fresh_largest[i]) or not seen.fresh_largest[i] > 0:
+    if not seen.fresh_largest[i] > 0:
+        hooked = any(way.at_variables.get(i, 0.0) > 0 for way in seen.ways)
+        if hooked and seen.fresh_largest[i] == 0 and tensor._backward_hooks:
+            return Cause.zero_grad_before_step
         return None  # a zero or NaN gradient is no question of wiring
     if not seen.stepped[i]:
         return _not_stepped(seen, i)
@@ -64,7 +68,10 @@ def _broken_link(seen: Observation, i: int) -> Cause | None:
     if all(_rate(u) == 0 for u in seen.updates if i in u.holds):
         return Cause.lr_zero
     if _undone(seen, i):
-        return None if _projected_back(seen, i) else Cause.update_written_to_copy
+        if _projected_back(seen, i):
+            _note_bound(seen, i)
+            return None
+        return Cause.update_written_to_copy
     if _write_would_show(seen, i):
         return Cause.update_written_to_copy
     return None  # a question of the number format
@@ -98,6 +105,13 @@ def _something(gradient: torch.Tensor | None) -> bool:
 
 def _rate(update: UpdateCall) -> float:
     return max(update.rates, default=math.nan)
+
+
+def _note_bound(seen: Observation, i: int) -> None:
+    seen.notes.append(
+        Note(f"{seen.variables[i].name} lies on the bounds of its box, and every update "
+             "points outside: within the box this is a minimum.", Cause.at_minimum)
+    )  # fmt: skip
 
 
 def _undone(seen: Observation, i: int) -> bool:
@@ -405,14 +419,21 @@ def _explain_step_missing(seen: Observation, which: Sequence[int]) -> Iterator[F
     )  # fmt: skip
 
 
+_SCALING = frozenset("mul_ __imul__ masked_fill_ __setitem__ index_fill_".split())
+
+
 def _explain_cleared(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
     given = [
-        i for i in seen.everything if seen.fresh_largest[i] > 0 and seen.stepped[i]
-    ]
+        i for i in seen.everything
+        if seen.fresh_largest[i] > 0 and (seen.stepped[i] or not seen.optimizers)
+    ]  # fmt: skip
     cleared_by_call = any(_cleared_in(record) for record in seen.records)
     partly = set(given) != set(which)
     optimizer = next(iter(seen.held_by(which[0])), None)
-    scaled = any("mul" in edit for r in seen.detailed for edit in r.gradient_edits)
+    hooked = all(seen.tensors[i]._backward_hooks for i in which)
+    scaled = hooked or any(
+        edit in _SCALING for r in seen.detailed for edit in r.gradient_edits
+    )
     partly |= scaled
     proof = seen.prove(
         "gradients kept until optimizer.step()",
@@ -459,8 +480,9 @@ def _masked(seen: Observation, which: Sequence[int], proof: object) -> Finding:
         Cause.frozen_parameters,
         0.9,
         (
-            Evidence("largest gradient entry after backward",
-                     max(seen.fresh_largest[i] for i in which), "above 0"),
+            Evidence("largest gradient entry, without hooks and masks",
+                     max(way.at_variables.get(i, 0.0) for way in seen.ways
+                         for i in which), "above 0"),
             Evidence("the same at the entry of optimizer.step()", 0, "as after backward"),
         ),
         seen.names(which),
