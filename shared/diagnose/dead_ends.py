@@ -107,7 +107,7 @@ def _lost_difference(seen: Observation) -> Iterator[Finding]:
     """A difference quotient whose shift is lost: x + epsilon is x."""
     if seen.backwards or any(seen.moves):
         return
-    lost = [p for p in seen.passages if p.facts.get("lost_shift")]
+    lost = max((record.lost_shift for record in seen.detailed), default=0.0)
     if not lost:
         return
     yield Finding(
@@ -115,7 +115,7 @@ def _lost_difference(seen: Observation) -> Iterator[Finding]:
         0.9,
         (
             Evidence("shift of the variable, in spacings of its numbers",
-                     lost[0].facts["lost_shift"], "far above 0.5"),
+                     lost, "far above 0.5"),
             Evidence("backward calls", 0, "-"),
         ),
         (),

@@ -306,6 +306,17 @@ class FlowRecorder(TorchFunctionMode):
         self.calls, self._alive = [], []
         self._producer, self._gradients, self.escapes = {}, set(), []
 
+    def lost_shift(self) -> float:
+        """Return the largest number that is added to a variable and lost, in spacings."""
+        found = [
+            facts_of(call, call.inputs[0], call.outputs[0], self.bits_of)
+            for call in self.calls
+            if call.name in ("add", "__add__", "__radd__", "sub", "__sub__")
+            and call.inputs
+            and id(call.inputs[0]) in self._bit
+        ]
+        return max((facts.get("lost_shift", 0.0) for facts in found), default=0.0)
+
     def pairs(self, inputs: Sequence[torch.Tensor]) -> list[tuple]:
         """Return what a loss call compares the outputs for these inputs with."""
         targets = [

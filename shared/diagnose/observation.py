@@ -17,6 +17,8 @@ from shared.diagnose.watch import BackwardCall, Level, StepRecord, UpdateCall, q
 STEPS_IN_DETAIL = 3
 STEPS_WATCHED = 20
 STEPS_OF_PROOF = 8
+DRAWS = 6
+"""Over how many batches or random numbers a mean loss is taken."""
 SMALLEST_SIZE = 1e-2
 """Variables smaller than this are probed as if they were of this size."""
 RADII = (1e-3, 1e-1, 1.0, 10.0, 1e3)
@@ -240,15 +242,15 @@ class Observation:
             for a, b in gradients
         )
         if not same:
-            self.trials.draws = 8
+            self.trials.draws = DRAWS
         return not same
 
     @cached_property
     def _pairs(self) -> tuple[list[float], list[float]]:
         """The losses before and after the watched steps, on the same draws."""
-        before = [self.losses[0]]
-        if self.is_random:
-            before = self.trials.losses_at(self.trials.start)
+        if not self.is_random or self.trials.large:
+            return self.losses[:1], self.losses[-1:]
+        before = self.trials.losses_at(self.trials.start)
         return before, self.trials.losses_at(self.end)
 
     @property
@@ -486,6 +488,8 @@ class Observation:
         values: Sequence[torch.Tensor] | None = None,
     ) -> Proof | None:
         """Run some steps with a repair, beside the same number without it."""
+        if self.trials.large:
+            return None  # a proof needs copies of all variables
         try:
             repaired = self.trials.run(steps, repair.level, repair, values)
         except OutOfBudget:

@@ -89,7 +89,7 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
     products = [
         p for p in seen.passages
         if p.facts.get("kind") == "product" and any(p.facts["zero_factors"])
-        and not p.facts["constant_zero"]
+        and not p.facts["constant_zero"] and seen.gradient_is_zero
     ]  # fmt: skip
     flat_near = seen.same_loss(seen.around[1e-3]) and seen.same_loss(
         seen.losses_around(radii=(1e-2,))[1e-2]

@@ -13,7 +13,7 @@ import torch
 
 from shared.diagnose.repairs import Repair
 from shared.diagnose.state import Snapshot
-from shared.diagnose.watch import Level, StepRecord, StepWatch
+from shared.diagnose.watch import LARGEST_KEPT, Level, StepRecord, StepWatch
 
 Values = Sequence[torch.Tensor]
 
@@ -50,6 +50,18 @@ class Trials:
         self._watch = StepWatch(step, variables, data)
         with torch.no_grad():
             self.start = [v.detach().clone() for v in variables]
+            known = {id(v) for v in variables}
+            held = [
+                p
+                for o in snapshot.optimizers
+                for g in o.param_groups
+                for p in g["params"]
+            ]
+            self._others = [
+                (p, p.detach().clone()) for p in held
+                if id(p) not in known and p.numel() <= LARGEST_KEPT
+            ]  # fmt: skip
+        self.large = sum(v.numel() for v in variables) > LARGEST_KEPT
 
     @property
     def steps_left(self) -> int:
@@ -87,6 +99,7 @@ class Trials:
             for number in range(steps):
                 if pinned and number:
                     self.write(self.start if values is None else values)
+                    self._write_others()
                 if repair is not None:
                     repair.before_step()
                 record = self._watch.run(
@@ -101,6 +114,12 @@ class Trials:
                 if record.error is not None:
                     break
         return records
+
+    def _write_others(self) -> None:
+        """Set back what the step trains besides the variables."""
+        with torch.no_grad():
+            for tensor, value in self._others:
+                tensor.data.copy_(value)
 
     def go_on(self, steps: int, level: Level) -> list[StepRecord]:
         """Run further steps from where the last trial ended."""

@@ -22,6 +22,12 @@ from torch.optim.optimizer import (
 
 from shared.diagnose.flow import FlowRecorder, Way, tensors_in
 
+LARGEST_KEPT = 2_000_000
+"""Entries up to which a variable's values are kept whole, step by step."""
+
+ENTRIES_KEPT = 100_000
+"""How many entries are kept of a larger one."""
+
 MOST_EXAMINED = 3
 """How many backward calls of one step are looked at in detail."""
 
@@ -107,6 +113,8 @@ class StepRecord:
     """Variables (bits) from whose gradient the step computed new tensors itself."""
     gradient_edits: list[str] = dataclasses.field(default_factory=list)
     """Calls by which the step's own code changed gradients in place."""
+    lost_shift: float = 0.0
+    """A number that the step adds to a variable and loses, in spacings; 0 if none."""
     written: bool = False
     """Whether the step's own code wrote to a variable in place."""
     at_end: list[torch.Tensor | None] = dataclasses.field(default_factory=list)
@@ -150,9 +158,18 @@ def dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
     return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
 
 
+def kept(values: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a tensor; of a large one, of evenly spread entries."""
+    found = values.detach()
+    if found.numel() <= LARGEST_KEPT:
+        return found.clone()
+    flat = found.reshape(-1)
+    return flat[:: max(flat.numel() // ENTRIES_KEPT, 1)].clone()
+
+
 def _copy(gradient: torch.Tensor | None) -> torch.Tensor | None:
     found = dense(gradient)
-    return None if found is None else found.clone()
+    return None if found is None else kept(found)
 
 
 def _is_something(gradient: torch.Tensor | None) -> bool:
@@ -193,7 +210,7 @@ class StepWatch:
         """Run the step once. An exception is recorded, not raised."""
         record = self._record = StepRecord()
         with torch.no_grad():
-            record.before = [v.detach().clone() for v in self.variables]
+            record.before = [kept(v) for v in self.variables]
         self._recorder = (
             FlowRecorder(self.variables) if level == Level.EVERYTHING else None
         )
@@ -221,7 +238,7 @@ class StepWatch:
                     record.returned, self.data, detailed=False
                 )
         with torch.no_grad():
-            record.after = [v.detach().clone() for v in self.variables]
+            record.after = [kept(v) for v in self.variables]
         record.at_end = [_copy(_stored(v)) for v in self.variables]
         if self._recorder is not None:
             for call in self._recorder.calls:
@@ -232,6 +249,7 @@ class StepWatch:
             inputs = [t for call in record.modules for t in call.inputs]
             with self._recorder_paused():
                 record.pairs = self._recorder.pairs(inputs)
+                record.lost_shift = self._recorder.lost_shift()
             self._recorder.clear()
         return record
 
@@ -392,15 +410,13 @@ class StepWatch:
             ],
             holds={position[id(p)] for p in held if id(p) in position},
             at_entry=[_copy(_stored(v)) for v in self.variables],
-            before=[v.detach().clone() for v in self.variables],
+            before=[kept(v) for v in self.variables],
             after=[],
             others=len(others),
             others_with_gradient=sum(_is_something(p.grad) for p in others),
             copies_moved=0,
         )
-        self._others = [
-            (p, p.detach().clone()) for p in others if _is_something(p.grad)
-        ]
+        self._others = [(p, kept(p)) for p in others if _is_something(p.grad)]
         self._record.updates.append(update)
         self._record.log.append(update)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -411,11 +427,11 @@ class StepWatch:
         if self._recorder is not None:
             self._recorder.paused = False
         update = self._record.updates[-1]
-        update.after = [v.detach().clone() for v in self.variables]
+        update.after = [kept(v) for v in self.variables]
         held = update.holds
         shapes = {v.shape for i, v in enumerate(self.variables) if i not in held}
         update.copies_moved = sum(
-            p.shape in shapes and not torch.equal(before, p.detach())
+            p.shape in shapes and not torch.equal(before, kept(p))
             for p, before in self._others
         )
 
