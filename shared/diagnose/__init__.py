@@ -8,6 +8,17 @@ everything that it touched is put back.
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.diagnosis import diagnose
+from shared.diagnose.loops import diagnosed, diagnosing
 from shared.diagnose.report import Evidence, Finding, Note, Proof, Report
 
-__all__ = ["Cause", "Evidence", "Finding", "Note", "Proof", "Report", "diagnose"]
+__all__ = [
+    "Cause",
+    "Evidence",
+    "Finding",
+    "Note",
+    "Proof",
+    "Report",
+    "diagnose",
+    "diagnosed",
+    "diagnosing",
+]

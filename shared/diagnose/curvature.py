@@ -28,8 +28,12 @@ def curvature(seen: Observation) -> Curvature:
     Products with the Hessian are differences of gradients (C. Lanczos, 1950; B. A.
     Pearlmutter, 1994), here over a move of a hundredth of the variables' size.
     """
-    unit = math.hypot(*(s * math.sqrt(t.numel()) for s, t in
-                        zip(seen.sizes, seen.trials.start, strict=True)))  # fmt: skip
+    unit = math.hypot(
+        *(
+            s * math.sqrt(t.numel())
+            for s, t in zip(seen.sizes, seen.trials.start, strict=True)
+        )
+    )
     width = 1e-2 * max(unit, 1e-3)
     base = _flat(seen.gradient)
     start = _flat(seen.random_direction(7))
@@ -58,18 +62,25 @@ def curvature(seen: Observation) -> Curvature:
     for k in range(n - 1):
         small[k, k + 1] = small[k + 1, k] = beside[k]
     values, vectors = torch.linalg.eigh(small)
-    lowest = sum(w * b for w, b in zip(vectors[:, 0], basis, strict=False))
+    direction = sum(w * b for w, b in zip(vectors[:, 0], basis, strict=False))
     return Curvature(
-        float(values[0]), float(values[-1]), _gain(seen, lowest, unit), unit
+        float(values[0]),
+        float(values[-1]),
+        _gain(seen, direction, float(values[0]), unit),
+        unit,
     )
 
 
-def _gain(seen: Observation, direction: torch.Tensor, unit: float) -> float:
-    """Return by how much the loss falls along a direction, at the best of some moves."""
+def _gain(
+    seen: Observation, direction: torch.Tensor, lowest: float, unit: float
+) -> float:
+    """Return by how much the loss falls along a direction, at the best move."""
     start = seen.progress[0]
     best = start
+    clear = -lowest * unit**2 > 1e-3 * seen.loss_scale
+    distances = (1e-2, 1e-1, 1.0) if clear else (1e-2, 1e-1)
     for sign in (1.0, -1.0):
-        for distance in (1e-2, 1e-1):
+        for distance in distances:
             move = _shaped(direction, seen.trials.start)
             found = seen.trials.loss_at(
                 seen.trials.moved(move, sign * distance * max(unit, 1e-3))

@@ -42,36 +42,48 @@ def not_a_number(seen: Observation) -> Iterator[Finding]:
     masked = any(p.facts.get("counted") == 0.0 for p in seen.passages)
     if masked:
         yield Finding(
-            Cause.targets_masked_out, 1.0,
-            (Evidence("targets that count", 0, "all but padding"),
-             Evidence("loss (a mean over no targets)", first.loss, "a number")),
+            Cause.targets_masked_out,
+            1.0,
+            (
+                Evidence("targets that count", 0, "all but padding"),
+                Evidence("loss (a mean over no targets)", first.loss, "a number"),
+            ),
             (),
             "The loss ignores every target: its mean is zero divided by zero.",
             "loss_fn = torch.nn.CrossEntropyLoss(ignore_index=-100)  # no class",
-        )  # fmt: skip
+        )
         return
     finite_loss = math.isfinite(first.loss)
     which = [
-        i for i in seen.everything
-        if any(g is not None and not torch.isfinite(g).all()
-               for g in [r.fresh()[i] for r in seen.records[:2]])
-    ]  # fmt: skip
+        i
+        for i in seen.everything
+        if any(
+            g is not None and not torch.isfinite(g).all()
+            for g in [r.fresh()[i] for r in seen.records[:2]]
+        )
+    ]
     yield Finding(
         Cause.nan_gradient,
         1.0,
         (
             Evidence("first loss", first.loss, "a finite number"),
-            Evidence("variables with NaN or infinite gradient",
-                     f"{len(which)} of {len(seen.variables)}", "0"),
+            Evidence(
+                "variables with NaN or infinite gradient",
+                f"{len(which)} of {len(seen.variables)}",
+                "0",
+            ),
             Evidence("call whose derivative is not finite here", name, "none"),
         ),
         seen.names(which),
-        ("The loss is finite and its gradient is not: " if finite_loss else
-         "Loss and gradient are not finite from the start: ")
+        (
+            "The loss is finite and its gradient is not: "
+            if finite_loss
+            else "Loss and gradient are not finite from the start: "
+        )
         + f"at this point the derivative of {name}() does not exist or is infinite.",
         "torch.sqrt(x.clamp_min(1e-12))  # keep away from the point: sqrt(0), log(0), "
         "0/0",
-    )  # fmt: skip
+    )
 
 
 def _grew_first(seen: Observation) -> bool:
@@ -88,9 +100,11 @@ def _ends_finite(passage: Passage) -> bool:
     if passage.facts.get("born_nan"):
         return True
     return (
-        after is not None and before is not None
-        and math.isfinite(after) and not math.isfinite(before)
-    )  # fmt: skip
+        after is not None
+        and before is not None
+        and math.isfinite(after)
+        and not math.isfinite(before)
+    )
 
 
 # -- number formats -------------------------------------------------------------------
@@ -104,7 +118,7 @@ def precision(seen: Observation) -> Iterator[Finding]:
 
 
 def _lost_difference(seen: Observation) -> Iterator[Finding]:
-    """A difference quotient whose shift is lost: x + epsilon is x."""
+    """Give a difference quotient whose shift is lost: x + epsilon is x."""
     if seen.backwards or any(seen.moves):
         return
     lost = max((record.lost_shift for record in seen.detailed), default=0.0)
@@ -114,15 +128,18 @@ def _lost_difference(seen: Observation) -> Iterator[Finding]:
         Cause.update_below_precision,
         0.9,
         (
-            Evidence("shift of the variable, in spacings of its numbers",
-                     lost, "far above 0.5"),
+            Evidence(
+                "shift of the variable, in spacings of its numbers",
+                lost,
+                "far above 0.5",
+            ),
             Evidence("backward calls", 0, "-"),
         ),
         (),
         "The step adds a small number to the variable and gets the variable back: the "
         "shift is under half a spacing of the format. The difference is exactly zero.",
         "epsilon = torch.finfo(x.dtype).eps ** (1 / 3) * x.abs()  # or x.double()",
-    )  # fmt: skip
+    )
 
 
 def _rounds_away(seen: Observation) -> Iterator[Finding]:
@@ -132,11 +149,14 @@ def _rounds_away(seen: Observation) -> Iterator[Finding]:
     like = next(iter(seen.held_by(rounded[0])), None)
     shares = [_update_in_spacings(seen, i) for i in rounded]
     evidence = (
-        Evidence("largest update, in spacings of the stored number",
-                 max(shares), "at least 0.5"),
+        Evidence(
+            "largest update, in spacings of the stored number",
+            max(shares),
+            "at least 0.5",
+        ),
         Evidence("format", str(seen.tensors[rounded[0]].dtype), "one with more digits"),
         Evidence("size of the variable", seen.sizes[rounded[0]], "-"),
-    )  # fmt: skip
+    )
     proof = None
     if like is not None:
         proof = seen.prove(
@@ -154,7 +174,8 @@ def _rounds_away(seen: Observation) -> Iterator[Finding]:
             0.9,
             (Evidence("learning rate", rate, "about 0.001 to 0.1"), *evidence[:1]),
             seen.names(rounded),
-            "The learning rate is so small that it is zero in effect: no update reaches "
+            "The learning rate is so small that it is zero in effect: no update "
+            "reaches "
             "the last digit of a variable.",
             'for group in optimizer.param_groups:\n    group["lr"] = 1e-2',
             seen.prove("learning rate 0.01", larger) if like is not None else None,
@@ -214,9 +235,8 @@ def _underflows(seen: Observation) -> Iterator[Finding]:
     if not any(call.in_half for call in seen.backwards):
         return
     zero = [
-        i for i in seen.trainable
-        if seen.in_graph[i] and _zero_share(seen, i) > 0.9
-    ]  # fmt: skip
+        i for i in seen.trainable if seen.in_graph[i] and _zero_share(seen, i) > 0.9
+    ]
     if not zero:
         return
     repair = RightUpdate(
@@ -239,8 +259,11 @@ def _underflows(seen: Observation) -> Iterator[Finding]:
         1.0,
         (
             Evidence("largest gradient entry in float16", 0, "above 0"),
-            Evidence("the same with the loss scaled up, scale divided out", largest,
-                     "above 6e-8, the smallest number of float16"),
+            Evidence(
+                "the same with the loss scaled up, scale divided out",
+                largest,
+                "above 6e-8, the smallest number of float16",
+            ),
         ),
         seen.names(zero),
         "The gradients are smaller than the smallest number of float16 and become zero "
@@ -248,7 +271,7 @@ def _underflows(seen: Observation) -> Iterator[Finding]:
         "scaler = torch.amp.GradScaler()\nscaler.scale(loss).backward()\n"
         "scaler.step(optimizer)\nscaler.update()",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _zero_share(seen: Observation, i: int) -> float:
@@ -278,9 +301,10 @@ def dead_ends(seen: Observation) -> Iterator[Finding]:
 def _ends(seen: Observation) -> list[Passage]:
     """Return the calls whose output has a gradient and whose input has none."""
     return [
-        p for p in seen.passages
+        p
+        for p in seen.passages
         if p.gradient_out and math.isfinite(p.gradient_out) and not p.gradient_in
-    ]  # fmt: skip
+    ]
 
 
 def _cause_of(seen: Observation, end: Passage) -> Cause | None:
@@ -293,7 +317,7 @@ def _cause_of(seen: Observation, end: Passage) -> Cause | None:
         return Cause.saturated_activation if end.facts["exactly_flat"] > 0.5 else None
     if kind == "cross_entropy" or end.name in _SATURATING:
         return Cause.saturated_activation
-    if kind == "rectifier" and end.facts["off"] == 1.0:
+    if kind == "rectifier":
         return Cause.dead_relu if end.facts["after_layer"] else Cause.out_of_support
     if kind == "clamp":
         own = end.facts["two_sided"] or end.direct
@@ -304,20 +328,37 @@ def _cause_of(seen: Observation, end: Passage) -> Cause | None:
 
 
 _SATURATING = frozenset(
-    "logsigmoid softplus binary_cross_entropy_with_logits logsumexp erf atan arctan"
-    " softsign gelu silu elu celu".split()
+    [
+        "logsigmoid",
+        "softplus",
+        "binary_cross_entropy_with_logits",
+        "logsumexp",
+        "erf",
+        "atan",
+        "arctan",
+        "softsign",
+        "gelu",
+        "silu",
+        "elu",
+        "celu",
+    ]
 )
 
 
 def _dead_layer(seen: Observation) -> Passage | None:
-    """Return a rectifier that is off for every unit and example in all watched steps."""
+    """Return a rectifier that is off for all units and examples in all steps."""
     if seen.module is None:
         return None
     per_step = []
     for record in seen.detailed:
         passages = [p for c in record.backwards if c.way for p in c.way.passages]
-        dead = [p for p in passages if p.facts.get("kind") == "rectifier"
-                and p.facts["off"] == 1.0 and p.facts["examples"] > 1]  # fmt: skip
+        dead = [
+            p
+            for p in passages
+            if p.facts.get("kind") == "rectifier"
+            and p.facts["off"] == 1.0
+            and p.facts["examples"] > 1
+        ]
         per_step.append(dead)
     if not per_step or not all(per_step):
         return None
@@ -333,16 +374,20 @@ def _explain_dead(seen: Observation, end: Passage) -> Iterator[Finding]:
         Cause.dead_relu,
         1.0,
         (
-            Evidence("units of a layer that are off for every example",
-                     f"{100 * end.facts['units_off']:.0f} %", "0 to 50 %"),
+            Evidence(
+                "units of a layer that are off for every example",
+                f"{100 * end.facts['units_off']:.0f} %",
+                "0 to 50 %",
+            ),
             Evidence("gradient behind the layer", end.gradient_in or 0.0, "above 0"),
         ),
         (),
         "A rectifier gives zero for every example, so its derivative is zero for every "
         "example, and nothing passes back to what lies before it. It cannot recover.",
-        "torch.nn.LeakyReLU(0.1)  # or a smaller learning rate, and biases that start at 0",
+        "torch.nn.LeakyReLU(0.1)  # or a smaller learning rate, and biases that start "
+        "at 0",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _explain_steps(seen: Observation, end: Passage) -> Iterator[Finding]:
@@ -375,8 +420,11 @@ def _explain_saturated(seen: Observation, end: Passage) -> Iterator[Finding]:
         Cause.saturated_activation,
         0.95,
         (
-            Evidence(f"share of {kind} outputs on the flat part",
-                     end.facts.get("exactly_flat", 1.0), "below 0.5"),
+            Evidence(
+                f"share of {kind} outputs on the flat part",
+                end.facts.get("exactly_flat", 1.0),
+                "below 0.5",
+            ),
             Evidence("gradient of its output", end.gradient_out or 0.0, "above 0"),
             Evidence("gradient of its input", 0, "above 0"),
         ),
@@ -385,7 +433,7 @@ def _explain_saturated(seen: Observation, end: Passage) -> Iterator[Finding]:
         "its derivative is zero, whatever the loss asks for.",
         "loss = torch.nn.functional.cross_entropy(scores, target)  # of the scores, "
         "not of the probabilities;\nand keep the scores small: normalize the inputs",
-    )  # fmt: skip
+    )
 
 
 def _explain_clamp(seen: Observation, end: Passage) -> Iterator[Finding]:
@@ -405,7 +453,8 @@ def _explain_clamp(seen: Observation, end: Passage) -> Iterator[Finding]:
             Evidence("gradient of its input", 0, "above 0"),
         ),
         (),
-        f"Everything that {end.name}() is given lies outside its bounds, or on them. It "
+        f"Everything that {end.name}() is given lies outside its bounds, or on them. "
+        f"It "
         "returns the bound, and passes no gradient back.",
         "with torch.no_grad():\n    x.clamp_(low, high)  # project after the step, "
         "instead of a clamp inside the loss",
@@ -429,8 +478,11 @@ def out_of_support(seen: Observation, name: str | None = None) -> Finding:
         0.85,
         (
             Evidence("gradient", seen.gradient_norm, "above 0"),
-            Evidence("distance at which the loss first changes, in sizes of the "
-                     "variable", min(moved, default=math.inf), "any"),
+            Evidence(
+                "distance at which the loss first changes, in sizes of the variable",
+                min(moved, default=math.inf),
+                "any",
+            ),
             *where,
         ),
         (),
@@ -438,7 +490,7 @@ def out_of_support(seen: Observation, name: str | None = None) -> Finding:
         "match. Far enough away the loss does change.",
         "loss = (position - target).square().sum()  # a loss that feels the distance, "
         "or blur, or a start that overlaps",
-    )  # fmt: skip
+    )
 
 
 def _explain_masked(seen: Observation, end: Passage) -> Iterator[Finding]:
@@ -468,20 +520,28 @@ def constant(seen: Observation) -> Finding:
         Cause.constant_objective,
         0.95,
         (
-            Evidence("loss at distances of 0.001 to 10 sizes of the variables",
-                     "the same up to rounding", "changing"),
-            Evidence("largest gradient entry",
-                     max((s for s in seen.fresh_largest), default=0.0), "above 0"),
+            Evidence(
+                "loss at distances of 0.001 to 10 sizes of the variables",
+                "the same up to rounding",
+                "changing",
+            ),
+            Evidence(
+                "largest gradient entry",
+                max((s for s in seen.fresh_largest), default=0.0),
+                "above 0",
+            ),
         ),
         (),
-        "The objective uses the variables and does not depend on them: as a softmax over "
+        "The objective uses the variables and does not depend on them: as a softmax "
+        "over "
         "one value, or the sum of something that is normalized to that sum.",
-        "torch.softmax(scores, dim=1)  # over the classes, not over the batch or one unit",
-    )  # fmt: skip
+        "torch.softmax(scores, dim=1)  # over the classes, not over the batch or one "
+        "unit",
+    )
 
 
 def _something_lower(seen: Observation, end: Passage | None = None) -> bool:
-    """Whether the loss is lower anywhere that probes reach, first behind the dead end."""
+    """Whether the loss is lower behind the dead end, or anywhere that probes reach."""
     if end is not None and _lower_behind(seen, end):
         return True
     return seen.lower_elsewhere is not None
@@ -509,9 +569,11 @@ def _lower_behind(seen: Observation, end: Passage) -> bool:
 
 def _note_minimum(seen: Observation) -> None:
     seen.notes.append(
-        Note("The gradient is zero, and no probe finds a lower loss nearby.",
-             Cause.at_minimum)
-    )  # fmt: skip
+        Note(
+            "The gradient is zero, and no probe finds a lower loss nearby.",
+            Cause.at_minimum,
+        )
+    )
 
 
 _EXPLAIN = {

@@ -29,7 +29,7 @@ class StepError(ValueError):
 
 def diagnose(
     step: Callable[[], Any],
-    variables: Any,  # noqa: ANN401  (a module, a tensor, a list or a dict of tensors)
+    variables: Any,
     optimizer: torch.optim.Optimizer | None = None,
     *,
     loss_fn: Callable[..., torch.Tensor] | None = None,
@@ -123,7 +123,7 @@ def _one_each(findings: Iterable[Finding]) -> list[Finding]:
     return list(found.values())
 
 
-def named_variables(variables: Any) -> list[Variable]:  # noqa: ANN401
+def named_variables(variables: Any) -> list[Variable]:
     """Return the tensors that should change, by name.
 
     Raises:
@@ -160,7 +160,7 @@ def named_variables(variables: Any) -> list[Variable]:  # noqa: ANN401
     return [Variable(name, value) for name, value in pairs]
 
 
-def _check_step(step: Any) -> None:  # noqa: ANN401
+def _check_step(step: Any) -> None:
     if not callable(step):
         raise TypeError(f"step must be a function, not {type(step).__name__}")
     try:
@@ -180,9 +180,9 @@ def _check_step(step: Any) -> None:  # noqa: ANN401
 
 
 def _check_arguments(
-    optimizer: Any,  # noqa: ANN401
-    batch: Any,  # noqa: ANN401
-    *callables: Any,  # noqa: ANN401
+    optimizer: Any,
+    batch: Any,
+    *callables: Any,
 ) -> None:
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise TypeError(
@@ -215,7 +215,7 @@ def _check_first_step(seen: Observation) -> None:
         )
 
 
-def _described(value: Any) -> str:  # noqa: ANN401
+def _described(value: Any) -> str:
     if value is None:
         return "None"
     if isinstance(value, torch.Tensor):

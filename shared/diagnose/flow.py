@@ -188,6 +188,8 @@ class Way:
     """Calls at which a value that descends from a variable loses its graph."""
     escapes: list[str]
     node_names: list[str]
+    scale: float
+    """The largest value in the last calls before the root."""
     at_variables: dict[int, float]
     """Largest entry of each variable's gradient, without the reader's hooks."""
     terms: list["Term"]
@@ -202,7 +204,7 @@ class Term:
     gradients: list[torch.Tensor | None]
 
 
-def tensors_in(values: Any, depth: int = 3) -> Iterator[torch.Tensor]:  # noqa: ANN401
+def tensors_in(values: Any, depth: int = 3) -> Iterator[torch.Tensor]:
     """Give the tensors in nested tuples, lists and dicts."""
     if isinstance(values, torch.Tensor):
         yield values
@@ -247,11 +249,13 @@ class FlowRecorder(TorchFunctionMode):
         types: Iterable[type],
         args: tuple = (),
         kwargs: dict | None = None,
-    ) -> Any:  # noqa: ANN401  (what the call returns)
+    ) -> Any:
         """Make the call and write it down."""
         result = func(*args, **(kwargs or {}))
         if not self.paused:
             name = name_of(func)
+            if getattr(func, "__name__", "") == "__set__" and args:
+                self.written |= id(args[0]) in self._bit and name == "data"
             if name == "grad" and args and isinstance(result, torch.Tensor):
                 self._gradients.add(id(result))
                 self._alive.append(result)
@@ -282,9 +286,18 @@ class FlowRecorder(TorchFunctionMode):
         if not outputs:
             return
         call = Call(
-            index, name, args, kwargs, inputs, outputs, parents, bits, from_gradient,
-            torch.is_grad_enabled(), function,
-        )  # fmt: skip
+            index,
+            name,
+            args,
+            kwargs,
+            inputs,
+            outputs,
+            parents,
+            bits,
+            from_gradient,
+            torch.is_grad_enabled(),
+            function,
+        )
         self.calls.append(call)
         self._alive.append((inputs, outputs))
         if any(
@@ -307,7 +320,7 @@ class FlowRecorder(TorchFunctionMode):
         self._producer, self._gradients, self.escapes = {}, set(), []
 
     def lost_shift(self) -> float:
-        """Return the largest number that is added to a variable and lost, in spacings."""
+        """Return the largest number added to a variable and lost, in spacings."""
         found = [
             facts_of(call, call.inputs[0], call.outputs[0], self.bits_of)
             for call in self.calls
@@ -372,6 +385,15 @@ class FlowRecorder(TorchFunctionMode):
             cuts=cuts,
             escapes=[name for name, _ in self.escapes],
             node_names=names,
+            scale=max(
+                (
+                    float(t.detach().abs().max())
+                    for call in on_way[-3:]
+                    for t in call.inputs
+                    if t.is_floating_point() and t.numel()
+                ),
+                default=0.0,
+            ),
             at_variables={
                 position[key]: float(_dense(g).abs().max())
                 for key, g in gradients.items()
@@ -431,7 +453,7 @@ class FlowRecorder(TorchFunctionMode):
 
     def _maker(self, call: Call) -> dict[str, Any]:
         """Name the call, through views, that made what a loss is given."""
-        if call.name not in _COMPARISONS or not call.inputs:
+        if call.name not in _COMPARISONS | {"log_softmax"} or not call.inputs:
             return {}
         tensor = call.inputs[0]
         for _ in range(5):
@@ -517,15 +539,19 @@ class FlowRecorder(TorchFunctionMode):
                 id(tensor)
                 for call in self.ancestors(part)
                 for tensor in call.inputs
-                if id(tensor) not in self._producer and id(tensor) not in self._bit
+                if id(tensor) not in self._producer
+                and id(tensor) not in self._bit
                 and tensor.numel() > 1
-            }  # fmt: skip
+            }
             try:
                 with torch.enable_grad(), _NoHooks(leaves):
                     found = torch.autograd.grad(
-                        part, leaves, torch.ones_like(part), retain_graph=True,
+                        part,
+                        leaves,
+                        torch.ones_like(part),
+                        retain_graph=True,
                         allow_unused=True,
-                    )  # fmt: skip
+                    )
             except RuntimeError:
                 return []
             by_id = dict(zip(map(id, leaves), found, strict=True))
@@ -747,7 +773,7 @@ def facts_of(
             return {}
 
 
-def _rectifier(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:  # noqa: ANN401
+def _rectifier(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:
     off = y <= 0
     return {"kind": "rectifier", "off": off.float().mean().item(), **_units_off(off)}
 
@@ -767,7 +793,7 @@ def _units_off(off: torch.Tensor) -> dict[str, float]:
 def _flat_by_slope(
     kind: str, slope: Callable[[torch.Tensor], torch.Tensor]
 ) -> Callable:
-    def measure(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:  # noqa: ANN401
+    def measure(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:
         steepness = slope(y.double()) if kind != "logsigmoid" else slope(x.double())
         return {
             "kind": kind,
@@ -779,7 +805,7 @@ def _flat_by_slope(
     return measure
 
 
-def _softmax(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:  # noqa: ANN401
+def _softmax(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else -1)
     dim = -1 if not isinstance(dim, int) else dim
     logarithmic = "log" in call.name
@@ -801,17 +827,22 @@ def _are_probabilities(x: torch.Tensor, dim: int) -> bool:
     sums = x.float().sum(dim=dim)
     tolerance = 1e-3 if x.dtype in (torch.float16, torch.bfloat16) else 1e-5
     one_hot = bool(((x == 0) | (x == 1)).all()) and not x.requires_grad
-    return bool((x >= 0).all()) and bool(((sums - 1).abs() < tolerance).all()) and (
-        not one_hot or x.shape[dim] > 1
-    )  # fmt: skip
+    return (
+        bool((x >= 0).all())
+        and bool(((sums - 1).abs() < tolerance).all())
+        and (not one_hot or x.shape[dim] > 1)
+    )
 
 
-def _clamp(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:  # noqa: ANN401
+def _clamp(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:
     low, high = y.min(), y.max()
     changed = x != y
     at_edge = (y == low) | (y == high) if y.numel() > 1 else torch.ones_like(changed)
-    bounds = [b for b in (*call.args[1:3], call.kwargs.get("min"), call.kwargs.get("max"))
-              if b is not None]  # fmt: skip
+    bounds = [
+        b
+        for b in (*call.args[1:3], call.kwargs.get("min"), call.kwargs.get("max"))
+        if b is not None
+    ]
     pair = call.name in ("minimum", "maximum", "clamp_min", "clamp_max")
     return {
         "kind": "clamp",
@@ -922,9 +953,11 @@ def _shift(
     call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
 ) -> dict[str, Any]:
     """Whether a number other than zero is added, and lost, to the last digit."""
-    facts = {} if call.name.startswith(("add", "__add", "__radd")) else _pairing(
-        call, x, y, bits_of
-    )  # fmt: skip
+    facts = (
+        {}
+        if call.name.startswith(("add", "__add", "__radd"))
+        else _pairing(call, x, y, bits_of)
+    )
     numbers = [a for a in call.args if isinstance(a, (int, float)) and a]
     numbers += [t.item() for t in call.inputs if t.numel() == 1 and not bits_of(t)]
     if numbers and numbers[0] and x.shape == y.shape and bool((x == y).all()):
@@ -941,7 +974,13 @@ def _product(
     constant_zero = any(
         z and not bits_of(t) for z, t in zip(zero, call.inputs[:2], strict=True)
     )
-    return {"kind": "product", "zero_factors": zero, "constant_zero": constant_zero}
+    both = len(pair) == 2 and all(bits_of(t) for t in call.inputs[:2])
+    return {
+        "kind": "product",
+        "zero_factors": zero,
+        "constant_zero": constant_zero,
+        "both_vary": both,
+    }
 
 
 def _quotient(
@@ -969,19 +1008,59 @@ _FACTS: dict[str, Callable[..., dict[str, Any]]] = {
     "nll_loss": _cross_entropy,
     "binary_cross_entropy_with_logits": _with_logits,
     **dict.fromkeys(
-        ("clamp", "clip", "hardtanh", "relu6", "clamp_min", "clamp_max", "hardsigmoid",
-         "minimum", "maximum"), _clamp,
+        (
+            "clamp",
+            "clip",
+            "hardtanh",
+            "relu6",
+            "clamp_min",
+            "clamp_max",
+            "hardsigmoid",
+            "minimum",
+            "maximum",
+        ),
+        _clamp,
     ),
     **dict.fromkeys(("add", "__add__", "__radd__", "sub", "__sub__"), _shift),
     **dict.fromkeys(
-        ("reciprocal", "__rdiv__", "__rtruediv__", "pow", "__pow__", "div", "__truediv__",
-         "true_divide"), _quotient,
+        (
+            "reciprocal",
+            "__rdiv__",
+            "__rtruediv__",
+            "pow",
+            "__pow__",
+            "div",
+            "__truediv__",
+            "true_divide",
+        ),
+        _quotient,
     ),
     **dict.fromkeys(
-        ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "rsub", "__rsub__", "kl_div", "soft_margin_loss", "subtract"), _pairing,
+        (
+            "mse_loss",
+            "l1_loss",
+            "smooth_l1_loss",
+            "huber_loss",
+            "rsub",
+            "__rsub__",
+            "kl_div",
+            "soft_margin_loss",
+            "subtract",
+        ),
+        _pairing,
     ),
     **dict.fromkeys(
-        ("mul", "__mul__", "matmul", "__matmul__", "linear", "bmm", "mm", "multiply",
-         "__rmul__"), _product,
+        (
+            "mul",
+            "__mul__",
+            "matmul",
+            "__matmul__",
+            "linear",
+            "bmm",
+            "mm",
+            "multiply",
+            "__rmul__",
+        ),
+        _product,
     ),
-}  # fmt: skip
+}

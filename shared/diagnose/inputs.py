@@ -1,4 +1,4 @@
-"""Rules about the inputs of a network: their scale, and whom their targets belong to."""
+"""Rules about the inputs of a network: their scale, and whose targets they meet."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from shared.diagnose.causes import Cause
 from shared.diagnose.observation import Observation, helps
 from shared.diagnose.repairs import Standardized, standardized
-from shared.diagnose.report import Evidence, Finding
+from shared.diagnose.report import Evidence, Finding, Proof
 
 SHUFFLES = 60
 
@@ -20,38 +20,59 @@ def inputs(seen: Observation) -> Iterator[Finding]:
 
 
 def _wild(seen: Observation) -> Iterator[Finding]:
-    """Inputs on a scale that the network cannot work with: standardize, and look."""
+    """Standardize inputs on an odd scale, and look whether the step then learns."""
     calls = [m for m in seen.records[0].modules if m.input_scale is not None]
     if seen.module is None or not calls:
         return
     largest, small_columns = calls[0].input_scale
     if 1e-2 < largest < 18 and small_columns < 0.25:
         return
-    proof = seen.prove("inputs standardized", Standardized(calls[0].module), steps=16)
-    if proof is None or not helps(proof, 0.02):
-        return
-    ends = proof.without[-1], proof.with_repair[-1]
-    if math.isfinite(ends[0]) and ends[1] > 0.7 * ends[0]:
-        return
+    module = calls[0].module
+    proof = seen.prove("inputs standardized", Standardized(module), steps=16)
+    if not _learns_now(proof):
+        both = Standardized(module, targets=True)
+        proof = seen.prove("inputs and targets standardized", both, steps=16)
+        if not _learns_relatively(proof):
+            return
     yield Finding(
         Cause.unnormalised_data,
         0.9,
         (
-            Evidence("largest root mean square of a column of the inputs", largest,
-                     "about 1"),
-            Evidence("share of columns that spread less than a hundredth of the widest",
-                     small_columns, "below 0.25"),
+            Evidence(
+                "largest root mean square of a column of the inputs", largest, "about 1"
+            ),
+            Evidence(
+                "share of columns that spread less than a hundredth of the widest",
+                small_columns,
+                "below 0.25",
+            ),
         ),
         (),
         "The inputs are on scales that one learning rate cannot serve: the same loop "
         "learns when each column is standardized.",
         "x = (x - x_train.mean(0)) / x_train.std(0)  # with the training set's numbers",
         proof,
-    )  # fmt: skip
+    )
+
+
+def _learns_now(proof: Proof | None) -> bool:
+    """Whether standardizing leaves clearly less of the loss."""
+    if proof is None or not helps(proof, 0.02):
+        return False
+    ends = proof.without[-1], proof.with_repair[-1]
+    return not math.isfinite(ends[0]) or ends[1] < 0.7 * ends[0]
+
+
+def _learns_relatively(proof: Proof | None) -> bool:
+    """Whether, on the scale of its own start, the loss falls only when standardized."""
+    if proof is None or not math.isfinite(proof.with_repair[-1]):
+        return False
+    left = [losses[-1] / losses[0] for losses in (proof.without, proof.with_repair)]
+    return left[1] < 0.8 and not left[0] < 0.95
 
 
 def _unrelated(seen: Observation) -> Iterator[Finding]:
-    """Targets that have nothing to do with the inputs they are paired with."""
+    """Give targets that have nothing to do with the inputs they are paired with."""
     pair = _compared(seen)
     if pair is None or not any(seen.moves) or seen.fall > 0.6:
         return
@@ -69,16 +90,23 @@ def _unrelated(seen: Observation) -> Iterator[Finding]:
         Cause.labels_misaligned,
         0.6,
         (
-            Evidence("agreement of targets with those of the nearest inputs", hits,
-                     f"above {chance:.2g}, what shuffled targets reach"),
-            Evidence("loss after the watched steps", seen.progress[1],
-                     f"below {_base_loss(y):.3g}, the loss without looking at the inputs"),
+            Evidence(
+                "agreement of targets with those of the nearest inputs",
+                hits,
+                f"above {chance:.2g}, what shuffled targets reach",
+            ),
+            Evidence(
+                "loss after the watched steps",
+                seen.progress[1],
+                f"below {_base_loss(y):.3g}, the loss without looking at the inputs",
+            ),
         ),
         (),
         "Similar inputs have targets no more alike than shuffled ones: the targets do "
         "not belong to these inputs.",
-        "order = torch.randperm(len(x))\nx, y = x[order], y[order]  # one order for both",
-    )  # fmt: skip
+        "order = torch.randperm(len(x))\nx, y = x[order], y[order]  # one order for "
+        "both",
+    )
 
 
 def _compared(seen: Observation) -> tuple[torch.Tensor, torch.Tensor] | None:

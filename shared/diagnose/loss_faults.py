@@ -49,19 +49,22 @@ _SQUASHING = ("sigmoid", "softmax", "clamp", "exp", "hardsigmoid", "sigmoid_")
 
 def _double_softmax(seen: Observation) -> Iterator[Finding]:
     passages = [
-        p for p in _in_all_steps(seen, "fed_probabilities")
+        p
+        for p in _in_all_steps(seen, "fed_probabilities")
         if p.facts["kind"] == "cross_entropy"
-        or (p.facts["kind"] == "with_logits" and p.facts.get("made_by") in _SQUASHING)
-    ]  # fmt: skip
+        or (
+            p.facts["kind"] in ("with_logits", "log_softmax")
+            and p.facts.get("made_by") in _SQUASHING
+        )
+    ]
     if not passages:
         return
     first = passages[0]
     sigmoid = first.facts["kind"] == "with_logits"
     classes = first.facts.get("classes", 2)
     floor = (
-        math.log(1 + math.exp(-1)) if sigmoid
-        else math.log(1 + (classes - 1) / math.e)
-    )  # fmt: skip
+        math.log(1 + math.exp(-1)) if sigmoid else math.log(1 + (classes - 1) / math.e)
+    )
     repair = OtherCalls(
         {
             "cross_entropy": log_likelihood,
@@ -73,8 +76,11 @@ def _double_softmax(seen: Observation) -> Iterator[Finding]:
         Cause.double_softmax,
         1.0,
         (
-            Evidence("what enters the loss", "numbers between 0 and 1"
-                     + ("" if sigmoid else " whose rows sum to 1"), "any real numbers"),
+            Evidence(
+                "what enters the loss",
+                "numbers between 0 and 1" + ("" if sigmoid else " whose rows sum to 1"),
+                "any real numbers",
+            ),
             Evidence("lowest loss that can then be reached", floor, "0"),
             Evidence("loss now", seen.losses[-1], "falling toward 0"),
         ),
@@ -86,7 +92,7 @@ def _double_softmax(seen: Observation) -> Iterator[Finding]:
         + "(scores, target)  # scores without "
         + ("sigmoid" if sigmoid else "softmax"),
         proof,
-    )  # fmt: skip
+    )
 
 
 def _broadcast(seen: Observation) -> Iterator[Finding]:
@@ -106,8 +112,11 @@ def _broadcast(seen: Observation) -> Iterator[Finding]:
         1.0,
         (
             Evidence("shape of the two sides", f"{a} and {b}", "equal"),
-            Evidence("pairs compared",
-                     str(tuple(torch.broadcast_shapes(a, b))), f"{max(a, b, key=len)}"),
+            Evidence(
+                "pairs compared",
+                str(tuple(torch.broadcast_shapes(a, b))),
+                f"{max(a, b, key=len)}",
+            ),
         ),
         (),
         "Prediction and target have different shapes and are expanded against each "
@@ -116,16 +125,24 @@ def _broadcast(seen: Observation) -> Iterator[Finding]:
         "prediction = prediction.squeeze(1)  # or target.unsqueeze(1)\n"
         "assert prediction.shape == target.shape",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _masked_out(seen: Observation) -> Iterator[Finding]:
     lost = _in_all_steps(seen, "classes_lost")
-    if not lost and seen.detailed and all(
-        any(p.facts.get("counted") == 0.0 for c in r.backwards if c.way
-            for p in c.way.passages)
-        for r in seen.detailed
-    ):  # fmt: skip
+    if (
+        not lost
+        and seen.detailed
+        and all(
+            any(
+                p.facts.get("counted") == 0.0
+                for c in r.backwards
+                if c.way
+                for p in c.way.passages
+            )
+            for r in seen.detailed
+        )
+    ):
         yield _masked_finding("0 of the targets", "The loss ignores every target.")
         return
     if lost:
@@ -133,17 +150,20 @@ def _masked_out(seen: Observation) -> Iterator[Finding]:
         yield _masked_finding(
             f"{counted:.3g} of the targets; none of class "
             + ", ".join(map(str, lost[0].facts["classes_lost"][:5])),
-            "The loss leaves out every target of a class: ignore_index names it, or its "
+            "The loss leaves out every target of a class: ignore_index names it, or "
+            "its "
             "weight is zero.",
         )
         return
     shares = [_silent_rows(record) for record in seen.detailed]
     if shares and all(share == 1.0 for share in shares):
         blocked = any(
-            p.facts.get("constant_zero") and p.gradient_out and not p.gradient_in
+            p.facts.get("constant_zero")
+            and p.gradient_out
+            and not p.gradient_in
             and "mul" in p.name
             for p in seen.passages
-        )  # fmt: skip
+        )
         if blocked:
             yield _masked_finding(
                 "0 of the targets", "The loss multiplies every target's part by zero."
@@ -188,9 +208,10 @@ def _silent_classes(seen: Observation) -> list[int]:
         zero = rows[-1] == 0
         outputs = [m.output for m in record.modules if m.gradient_rows is not None]
         here = {
-            int(c) for c in target.unique()
+            int(c)
+            for c in target.unique()
             if zero[target == c].all() and _not_yet_right(outputs[-1], target, c)
-        }  # fmt: skip
+        }
         if zero.all():
             return []
         silent = here if silent is None else silent & here
@@ -229,15 +250,13 @@ def _paired_wrongly(seen: Observation) -> Iterator[Finding]:
     yield Finding(
         Cause.labels_misaligned,
         1.0,
-        (
-            Evidence("inputs whose target in the step is their own",
-                     max(shares), "1"),
-        ),
+        (Evidence("inputs whose target in the step is their own", max(shares), "1"),),
         (),
         "The step pairs inputs with targets of other inputs: both are shuffled, sorted "
         "or cut, and not by the same index.",
-        "order = torch.randperm(len(x))\nx, y = x[order], y[order]  # one order for both",
-    )  # fmt: skip
+        "order = torch.randperm(len(x))\nx, y = x[order], y[order]  # one order for "
+        "both",
+    )
 
 
 def _share_paired(seen: Observation, record: StepRecord) -> float | None:
@@ -274,7 +293,7 @@ def _find_rows(inputs: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
 
 
 def wrong_way(seen: Observation) -> Iterator[Finding]:
-    """The loss falls, and what it is meant to improve gets worse."""
+    """Give a loss that falls while what it should improve gets worse."""
     change = seen.metric_change
     if change is None or not all(map(math.isfinite, change)):
         return
@@ -285,10 +304,13 @@ def wrong_way(seen: Observation) -> Iterator[Finding]:
         return
     reciprocal = any(p.facts.get("reciprocal") for p in seen.passages)
     evidence = (
-        Evidence("loss, before and after", f"{seen.progress[0]:.4g} -> "
-                 f"{seen.progress[1]:.4g}", "falling"),
-        Evidence("metric, before and after", f"{before:.4g} -> {after:.4g}", "rising"),
-    )  # fmt: skip
+        Evidence(
+            "loss, before and after",
+            f"{seen.progress[0]:.3g} -> {seen.progress[1]:.3g}",
+            "falling",
+        ),
+        Evidence("metric, before and after", f"{before:.3g} -> {after:.3g}", "rising"),
+    )
     if not reciprocal and _other_way_is_better(seen, before):
         yield Finding(
             Cause.wrong_sign,

@@ -140,7 +140,7 @@ class Observation:
 
     @cached_property
     def passages(self) -> list[Passage]:
-        """The calls between variables and loss in the first examined way of each step."""
+        """The calls between variables and loss, in all examined ways."""
         return [p for way in self.ways for p in way.passages]
 
     @cached_property
@@ -272,6 +272,10 @@ class Observation:
     @cached_property
     def learns(self) -> bool:
         """Whether the loss clearly falls: by 3 %, and by more than chance."""
+        if self.metric_change is not None:
+            before, after = self.metric_change
+            if after > before + 0.02 * max(abs(before), 1e-3) and self.is_random:
+                return True
         if self._returned_losses_fall():
             return True
         if not self.fall > 0.03:
@@ -357,9 +361,17 @@ class Observation:
     @cached_property
     def loss_is_constant(self) -> bool:
         """Whether the loss stays the same, up to rounding, wherever one goes."""
-        return all(self.same_loss(loss) for loss in self.around.values()) and all(
-            self.same_loss(loss) for loss in self.scan
+        limit = 1e-6 * self.summands
+        return all(
+            self.same_loss(loss) or abs(loss - self.losses[0]) <= limit
+            for probes in (self.around.values(), self.scan)
+            for loss in probes
         )
+
+    @cached_property
+    def summands(self) -> float:
+        """The size of what the loss is summed from, which sets its rounding."""
+        return max((way.scale for way in self.ways), default=0.0)
 
     @cached_property
     def lower_elsewhere(self) -> float | None:
@@ -371,14 +383,16 @@ class Observation:
 
     @cached_property
     def lower_along_gradient(self) -> bool:
-        """Whether moves as large as the variables, against the gradient, lower the loss."""
+        """Whether large moves against the gradient lower the loss."""
         size = self.gradient_norm
         if not size or not math.isfinite(size):
             return False
         whole = math.hypot(
-            *(s * math.sqrt(t.numel())
-              for s, t in zip(self.sizes, self.gradient, strict=True))
-        )  # fmt: skip
+            *(
+                s * math.sqrt(t.numel())
+                for s, t in zip(self.sizes, self.gradient, strict=True)
+            )
+        )
         direction = [-whole / size * g for g in self.gradient]
         start = self.progress[0]
         found = self.along(direction, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
@@ -399,13 +413,15 @@ class Observation:
         change = self.metric_change
         if change is not None:
             return change[1] > change[0]
-        compares = any(p.facts.get("kind") in ("cross_entropy", "with_logits", "pairing")
-                       for p in self.passages)  # fmt: skip
+        compares = any(
+            p.facts.get("kind") in ("cross_entropy", "with_logits", "pairing")
+            for p in self.passages
+        )
         return self.module is None and not compares
 
     @cached_property
     def scan(self) -> list[float]:
-        """The loss at scattered points: nearer to zero, shifted as a whole, at random."""
+        """The loss at scattered points: nearer to zero, shifted, and at random."""
         start = [s.double() for s in self.trials.start]
         moves = [[-share * s for s in start] for share in (0.3, 0.6, 1.0)]
         for distance in (-3.0, -1.0, -0.3, 0.3, 1.0, 3.0):

@@ -4,6 +4,7 @@ They compare losses at moved values of the variables, on the same draws of batch
 random numbers. Each ends in a trial: where the repair does not help, nothing is said.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,8 +21,8 @@ from shared.diagnose.repairs import (
     ScaledUpdate,
 )
 from shared.diagnose.report import Evidence, Finding, Note
-from shared.diagnose.watch import Level, StepRecord
 from shared.diagnose.structure import structure
+from shared.diagnose.watch import Level, StepRecord
 
 DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 """Multiples of one update at which the loss is probed along it."""
@@ -50,7 +51,7 @@ def progress(seen: Observation) -> Iterator[Finding]:
 
 
 def _flat(seen: Observation) -> Iterator[Finding]:
-    """The loss does not change, or the gradient is exactly zero."""
+    """Give why the loss is the same wherever one goes."""
     if seen.loss_is_constant:
         stale = max(seen.fresh_largest, default=0.0) > 1e-5 * max(
             abs(seen.losses[0]), 1e-3
@@ -70,31 +71,43 @@ def _stale(seen: Observation) -> Finding:
         Cause.variable_not_used,
         0.95,
         (
-            Evidence("loss at distances of 0.001 to 10 sizes of the variables",
-                     "the same to the bit", "changing"),
+            Evidence(
+                "loss at distances of 0.001 to 10 sizes of the variables",
+                "the same to the bit",
+                "changing",
+            ),
             Evidence("largest gradient entry", max(seen.fresh_largest), "-"),
         ),
         (),
         "The variables get a gradient, and the loss does not depend on their values: "
         "it is computed from what they were before, in a copy or an earlier result.",
         "loss = objective(x)  # all of it inside the step, from x as it is now",
-    )  # fmt: skip
+    )
 
 
 def _stationary(seen: Observation) -> Iterator[Finding]:
-    """The gradient is exactly zero, or tiny, at a point that is no minimum."""
+    """Give what kind of point it is, where the gradient is zero or tiny."""
     if not seen.backwards or not _is_stationary(seen):
         return
     bend = curvature(seen)
     products = [
-        p for p in seen.passages
-        if p.facts.get("kind") == "product" and any(p.facts["zero_factors"])
-        and not p.facts["constant_zero"] and seen.gradient_is_zero
-    ]  # fmt: skip
+        p
+        for p in seen.passages
+        if p.facts.get("kind") == "product"
+        and p.facts["both_vary"]
+        and seen.gradient_is_zero
+        and any(p.facts["zero_factors"])
+        and p.gradient_out
+        and not p.gradient_in
+    ]
+    coincide = any(
+        s.dim() > 1 and len(s) > 1 and bool((s == s[:1]).all())
+        for s in seen.trials.start
+    )
     flat_near = seen.same_loss(seen.around[1e-3]) and seen.same_loss(
         seen.losses_around(radii=(1e-2,))[1e-2]
     )
-    goes_down = bend.gain > 1e-5 * seen.loss_scale
+    goes_down = bend.gain > 1e-5 * seen.loss_scale and bend.lowest < 0
     bends_down = bend.lowest * bend.unit**2 < -1e-6 * seen.loss_scale
     if (
         flat_near
@@ -114,9 +127,12 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
         Evidence("norm of the gradient", seen.gradient_norm, "above 0"),
         Evidence("lowest curvature", bend.lowest, "0 or above, at a minimum"),
         Evidence("highest curvature", bend.highest, "-"),
-        Evidence("loss along the lowest curvature",
-                 f"{seen.losses[0]:.6g} -> {seen.losses[0] - bend.gain:.6g}", "rising"),
-    )  # fmt: skip
+        Evidence(
+            "loss along the lowest curvature",
+            f"{seen.losses[0]:.3g} -> {seen.losses[0] - bend.gain:.3g}",
+            "rising",
+        ),
+    )
     saddle = Finding(
         Cause.saddle_point,
         0.9,
@@ -134,13 +150,16 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
         (),
         "The gradient is exactly zero, and lower losses lie next to this point: it is "
         "no minimum. "
-        + ("Two factors are zero, and each blocks the other's gradient."
-           if products else "It is a maximum, or a degenerate point."),
+        + (
+            "Two factors are zero, and each blocks the other's gradient."
+            if products
+            else "It is a maximum, or a degenerate point."
+        ),
         "torch.nn.init.normal_(factor, std=1e-2)  # let not all factors start at zero",
-    )  # fmt: skip
-    mixed = bend.highest > 1e-3 * abs(bend.lowest)
+    )
+    mixed = bend.highest > 0.02 * abs(bend.lowest)
     exact = seen.gradient_is_zero
-    if exact and (products or not mixed):
+    if exact and (products or coincide or not mixed):
         yield stationary
         yield saddle
     else:
@@ -155,18 +174,21 @@ def _degenerate(seen: Observation, bend: Curvature) -> Finding:
         (
             Evidence("norm of the gradient", seen.gradient_norm, "above 0"),
             Evidence("lowest curvature", bend.lowest, "-"),
-            Evidence("loss here, and the lowest found around",
-                     f"{seen.losses[0]:.4g}, {seen.lower_elsewhere:.4g}", "-"),
+            Evidence(
+                "loss here, and the lowest found around",
+                f"{seen.losses[0]:.3g}, {seen.lower_elsewhere:.3g}",
+                "-",
+            ),
         ),
         (),
         "The gradient is exactly zero because several factors are zero at once, and "
         "lower losses lie further off: this is no minimum.",
         "torch.nn.init.normal_(factor, std=1e-1)  # let not all factors start at zero",
-    )  # fmt: skip
+    )
 
 
 def _is_stationary(seen: Observation) -> bool:
-    """Whether the gradient is so small that a move of the variables' size gains nothing."""
+    """Whether by the gradient a move of the variables' size gains next to nothing."""
     if seen.gradient_is_zero:
         return True
     slope = seen.gradient_norm * math.hypot(*seen.sizes)
@@ -177,18 +199,19 @@ def _note_minimum(seen: Observation, bend: Curvature | None = None) -> None:
     lowest = "" if bend is None else f" Lowest curvature found: {bend.lowest:.3g}."
     seen.notes.append(
         Note(
-            f"The gradient's norm is {seen.gradient_norm:.3g}, and no probe finds a lower "
+            f"The gradient's norm is {seen.gradient_norm:.3g}, and no probe finds a "
+            f"lower "
             f"loss nearby: this is a minimum.{lowest}",
             Cause.at_minimum,
         )
     )
 
 
-# -- the size and the sign of the step --------------------------------------------------
+# -- the size and the sign of the step -------------------------------------------------
 
 
 def _scale(seen: Observation) -> Iterator[Finding]:
-    """The update is much too small, much too large, or points the wrong way."""
+    """Give whether updates are far too small or large, or point the wrong way."""
     update = seen.first_update
     if not norm(update) or not math.isfinite(norm(update)):
         return
@@ -224,16 +247,22 @@ def _wrong_sign(
         Cause.wrong_sign,
         0.95,
         (
-            Evidence("cosine of update and negative gradient of what backward starts "
-                     "from", against, "about 1"),
-            Evidence("loss after 0.01 of one update", along[0.01], f"below {start:.6g}"),
-            Evidence("loss after one update", along[1.0], f"below {start:.6g}"),
+            Evidence(
+                "cosine of update and negative gradient of what backward starts from",
+                against,
+                "about 1",
+            ),
+            Evidence(
+                "loss after 0.01 of one update", along[0.01], f"below {start:.3g}"
+            ),
+            Evidence("loss after one update", along[1.0], f"below {start:.3g}"),
         ),
         (),
-        "Every update raises the loss, however small it is made: it goes the wrong way.",
+        "Every update raises the loss, however small it is made: it goes the wrong "
+        "way.",
         "x -= learning_rate * x.grad  # minus to minimize; loss = -score to maximize",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _too_small(
@@ -249,19 +278,28 @@ def _too_small(
         Cause.step_too_small,
         0.9,
         (
-            Evidence("update that a search along it asks for, over the one made", best,
-                     "about 1 to 30"),
-            Evidence("share of the loss gone after the watched steps", seen.fall,
-                     "above 0.03"),
-            Evidence("change over size of the variables", _relative(seen), "0.0001 to 0.1"),
+            Evidence(
+                "update that a search along it asks for, over the one made",
+                best,
+                "about 1 to 30",
+            ),
+            Evidence(
+                "share of the loss gone after the watched steps",
+                seen.fall,
+                "above 0.03",
+            ),
+            Evidence(
+                "change over size of the variables", _relative(seen), "0.0001 to 0.1"
+            ),
         ),
         (),
         "The updates point the right way and are far too small: one of them, made "
         f"{best:g} times as long, would gain more than all of them.",
-        "optimizer = torch.optim.SGD(parameters, lr=larger)  # or a smaller eps in Adam, "
+        "optimizer = torch.optim.SGD(parameters, lr=larger)  # or a smaller eps in "
+        "Adam, "
         "a larger loss scale",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _relative(seen: Observation) -> float:
@@ -288,19 +326,24 @@ def _too_large(
         Cause.lr_too_large,
         0.9,
         (
-            Evidence("loss before and after the watched steps",
-                     f"{start:.4g} -> {seen.progress[1]:.4g}", "falling"),
-            Evidence("loss after one whole update", along[1.0], f"below {start:.4g}"),
-            Evidence(f"loss after {factor:g} of it", along.get(factor, math.nan),
-                     f"below {start:.4g}"),
+            Evidence(
+                "loss before and after the watched steps",
+                f"{start:.3g} -> {seen.progress[1]:.3g}",
+                "falling",
+            ),
+            Evidence("loss after one whole update", along[1.0], f"below {start:.3g}"),
+            Evidence(
+                f"loss after {factor:g} of it",
+                along.get(factor, math.nan),
+                f"below {start:.3g}",
+            ),
         ),
         (),
         "The updates point the right way and overshoot: smaller ones lower the loss, "
         "these do not.",
-        'for group in optimizer.param_groups:\n    group["lr"] *= '
-        f"{factor:g}",
+        f'for group in optimizer.param_groups:\n    group["lr"] *= {factor:g}',
         proof,
-    )  # fmt: skip
+    )
 
 
 def _falls_pinned(seen: Observation, repair: Repair) -> bool:
@@ -314,11 +357,11 @@ def _ends_of(records: Sequence, seen: Observation) -> list[torch.Tensor]:
     return [v.detach().clone() for v in seen.tensors]
 
 
-# -- chance -----------------------------------------------------------------------------
+# -- chance ----------------------------------------------------------------------------
 
 
 def _noise(seen: Observation) -> Iterator[Finding]:
-    """The gradient of one draw says little about the mean gradient."""
+    """Give whether one draw's gradient says little about the mean gradient."""
     if not seen.is_random or seen.learns:
         return
     draws = seen.trials.run(
@@ -338,26 +381,37 @@ def _noise(seen: Observation) -> Iterator[Finding]:
     gain, _ = _gain_of_mean(seen, mean)
     if gain <= 0.01 * max(abs(seen.progress[0]), 1e-12):
         seen.notes.append(
-            Note("The gradient is mostly noise, and its mean leads to no lower loss.",
-                 Cause.at_minimum)
-        )  # fmt: skip
+            Note(
+                "The gradient is mostly noise, and its mean leads to no lower loss.",
+                Cause.at_minimum,
+            )
+        )
         return
     yield Finding(
         Cause.gradient_noise,
         0.8,
         (
-            Evidence("squared mean gradient over the variance of one draw", ratio,
-                     "above 0.1"),
-            Evidence("loss before and after the watched steps",
-                     f"{seen.progress[0]:.3g} -> {seen.progress[1]:.3g}", "falling"),
-            Evidence("gain of one step along the mean of 12 gradients", gain, "above 0"),
+            Evidence(
+                "squared mean gradient over the variance of one draw",
+                ratio,
+                "above 0.1",
+            ),
+            Evidence(
+                "loss before and after the watched steps",
+                f"{seen.progress[0]:.3g} -> {seen.progress[1]:.3g}",
+                "falling",
+            ),
+            Evidence(
+                "gain of one step along the mean of 12 gradients", gain, "above 0"
+            ),
         ),
         (),
         "The gradient changes from draw to draw by more than it is: the variables move "
         "at random. Averaged over more draws it has a direction.",
-        "loader = DataLoader(data, batch_size=larger)  # or several draws a step, and a "
+        "loader = DataLoader(data, batch_size=larger)  # or several draws a step, and "
+        "a "
         "smaller learning rate",
-    )  # fmt: skip
+    )
 
 
 def _pull(record: StepRecord) -> list[torch.Tensor]:
@@ -401,76 +455,120 @@ def _gain_of_mean(seen: Observation, mean: torch.Tensor) -> tuple[float, float]:
     return seen.progress[0] - found[best], best
 
 
-# -- jumps ------------------------------------------------------------------------------
+# -- jumps -----------------------------------------------------------------------------
 
 
 def _jumps(seen: Observation) -> Iterator[Finding]:
-    """The loss jumps, and its gradient does not know."""
+    """Give jumps of the loss of which its gradient does not know."""
     steps = [p.name for p in seen.passages if p.name in STEP_FUNCTIONS]
     if seen.is_random or not seen.gradient_norm or seen.fall > 0.1:
         return
-    direction = seen.first_update
-    slope = sum(
-        float((g * d).sum()) for g, d in zip(seen.gradient, direction, strict=True)
-    )
-    if not slope < 0 or not norm(direction):
+    for record in _suspects(seen):
+        found = _jump_in(seen, record, bool(steps))
+        if found is None:
+            continue
+        distance, change, predicted = found
+        where = ()
+        if steps:
+            where = (Evidence("call on the way whose value jumps", steps[0], "none"),)
+        yield Finding(
+            Cause.discontinuous_loss,
+            0.85,
+            (
+                Evidence(
+                    f"change of the loss over {distance:g} of an update",
+                    change,
+                    f"{predicted:.2g}, by the gradient",
+                ),
+                *where,
+            ),
+            (),
+            "The loss jumps on the way of the updates. The gradient is that of the "
+            "pieces between the jumps, and leads across them.",
+            "weight = torch.sigmoid((x - threshold) / temperature)  # instead of x > "
+            "threshold",
+        )
         return
-    start, scale = seen.losses[0], max(abs(seen.losses[0]), 1e-12)
-    ahead = seen.along(direction, (0.03, 0.1, 0.3, 1.0))
-    off = {c: (x - start) - c * slope for c, x in ahead.items()}
-    visible = {c: d for c, d in off.items() if abs(d) > 1e-5 * scale}
-    # A smooth loss leaves its tangent with the square of the distance.
-    unsmooth = [c for c, d in visible.items() if abs(d) > 0.5 * c * abs(slope)]
-    rises = [c for c, x in ahead.items() if x > start]
-    if not steps:
-        jump = _largest_jump(seen, direction)
-        if jump is None or not rises:
-            return
-    elif (len(unsmooth) < 2 and not _largest_jump(seen, direction)) or (
-        not rises and seen.fall > 0
-    ):
-        return
-    where = () if not steps else (
-        Evidence("call on the way whose value jumps", steps[0], "none"),
-    )  # fmt: skip
-    farthest = max(visible, key=lambda c: abs(visible[c]), default=1.0)
-    yield Finding(
-        Cause.discontinuous_loss,
-        0.85,
-        (
-            Evidence(f"change of the loss over {farthest:g} of an update",
-                     ahead[farthest] - start, f"{farthest * slope:.2g}, by the gradient"),
-            *where,
-        ),
-        (),
-        "The loss jumps on the way of the updates. The gradient is that of the pieces "
-        "between the jumps, and leads across them.",
-        "weight = torch.sigmoid((x - threshold) / temperature)  # instead of x > "
-        "threshold",
-    )  # fmt: skip
 
 
-def _largest_jump(seen: Observation, direction: Sequence[torch.Tensor]) -> float | None:
+def _slope(record: StepRecord) -> float:
+    """Return the change of the loss that the gradient predicts for a step."""
+    total = 0.0
+    for gradient, a, b in zip(record.fresh(), record.before, record.after, strict=True):
+        if gradient is not None:
+            total += float((gradient.double() * (b.double() - a.double())).sum())
+    return total
+
+
+def _suspects(seen: Observation) -> list[StepRecord]:
+    """Return the first step, and that whose loss rises most above its prediction."""
+    records = [r for r in seen.records if r.after and math.isfinite(r.loss)]
+    pairs = list(itertools.pairwise(records))
+    above = [b.loss - a.loss - _slope(a) for a, b in pairs]
+    if not above:
+        return records[:1]
+    worst = pairs[above.index(max(above))][0]
+    return [records[0]] + ([worst] if worst is not records[0] else [])
+
+
+def _jump_in(
+    seen: Observation, record: StepRecord, has_steps: bool
+) -> tuple[float, float, float] | None:
+    """Return where in a step the loss leaves its tangent, its change and the tangent's.
+
+    A smooth loss leaves its tangent with the square of the distance; one that jumps
+    leaves it at once, or in one place.
+    """
+    slope = _slope(record)
+    base = record.before
+    change = [b.double() - a.double() for a, b in zip(base, record.after, strict=True)]
+    if not slope < 0 or not norm(change) or not math.isfinite(norm(change)):
+        return None
+
+    def loss_at(share: float) -> float:
+        values = [
+            (a.double() + share * d).to(a.dtype)
+            for a, d in zip(base, change, strict=True)
+        ]
+        return seen.trials.loss_at(values)
+
+    start = loss_at(0.0)
+    scale = max(abs(start), 1e-12)
+    ahead = {share: loss_at(share) - start for share in (0.03, 0.1, 0.3, 1.0)}
+    off = {
+        share: d
+        for share, d in ahead.items()
+        if abs(d - share * slope) > max(0.5 * share * abs(slope), 1e-5 * scale)
+    }
+    rises = any(d > 0 for d in ahead.values())
+    if not rises:
+        return None
+    if has_steps and sum(share < 1 for share in off) >= 2:
+        farthest = max(off, key=lambda share: abs(off[share]))
+        return farthest, off[farthest], farthest * slope
+    jump = _largest_jump(loss_at, start)
+    return None if jump is None else (1.0, jump, slope)
+
+
+def _largest_jump(loss_at: Callable[[float], float], start: float) -> float | None:
     """Halve an interval toward its larger change; return a change that stays."""
-    at: dict[float, float] = {0.0: seen.losses[0]}
-    at |= seen.along(direction, [0.5 * k for k in range(1, 13)])
+    at = {0.0: start} | {0.25 * k: loss_at(0.25 * k) for k in range(1, 9)}
     points = sorted(at)
-    pairs = list(zip(points, points[1:], strict=False))
+    pairs = list(itertools.pairwise(points))
     changes = sorted(abs(at[b] - at[a]) for a, b in pairs)
     low, high = max(pairs, key=lambda p: abs(at[p[1]] - at[p[0]]))
     first = abs(at[high] - at[low])
-    if first < 4 * changes[len(changes) // 2]:
+    if not math.isfinite(first) or first < 4 * changes[len(changes) // 2]:
         return None
     for _ in range(8):
         middle = (low + high) / 2
-        at |= seen.along(direction, [middle])
+        at[middle] = loss_at(middle)
         if abs(at[middle] - at[low]) > abs(at[high] - at[middle]):
             high = middle
         else:
             low = middle
     jump = abs(at[high] - at[low])
-    scale = max(abs(seen.losses[0]), 1e-12)
-    return jump if jump > 0.5 * first and jump > 1e-3 * scale else None
+    return jump if jump > 0.5 * first and jump > 1e-3 * max(abs(start), 1e-12) else None
 
 
 _RULES: tuple[Callable[[Observation], Iterator[Finding]], ...] = (

@@ -38,10 +38,10 @@ class Repair:
         """Take the change back."""
 
     def before_step(self) -> None:
-        """Called before each step."""
+        """Prepare the next step."""
 
     def after_step(self, record: StepRecord) -> None:
-        """Called after each step, with what it did."""
+        """Change what the step left, given what it did."""
 
 
 class ScaledUpdate(Repair):
@@ -119,7 +119,7 @@ class RightUpdate(Repair):
             torch.autograd._engine_run_backward = self._scaled_engine
         return self
 
-    def __exit__(self, *_: Any) -> None:  # noqa: ANN401
+    def __exit__(self, *_: Any) -> None:
         """Put the backward walk and ``requires_grad`` back."""
         torch.autograd._engine_run_backward = self._engine
         for i, required in zip(self.which, self._require, strict=True):
@@ -128,7 +128,7 @@ class RightUpdate(Repair):
 
     def _scaled_engine(
         self, outputs: Any, grads: Any, *args: Any, **kwargs: Any
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         scaled = tuple(
             None if g is None else g * self.loss_scale for g in tensors_in(grads)
         )
@@ -193,7 +193,7 @@ class OtherCalls(Repair):
         self._mode.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:  # noqa: ANN401
+    def __exit__(self, *error: Any) -> None:
         """Let the calls be what they were."""
         self._mode.__exit__(*error)
 
@@ -206,7 +206,7 @@ class _Replace(TorchFunctionMode):
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         kwargs = kwargs or {}
         replace = self._replacements.get(name_of(func))
         if replace is None or self.paused:
@@ -214,7 +214,7 @@ class _Replace(TorchFunctionMode):
         return replace(func, *args, **kwargs)
 
 
-def leaky(call: Callable, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+def leaky(call: Callable, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Pass a tenth of what a rectifier would cut off."""
     return functional.leaky_relu(x, 0.1)
 
@@ -231,7 +231,7 @@ def pass_straight_through(
     return x + (value.to(x.dtype) - x).detach()
 
 
-def keep_graph(call: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+def keep_graph(call: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Hand a tensor on with its graph, where the call would cut it."""
     if isinstance(x, torch.Tensor) and x.requires_grad:
         return x
@@ -240,7 +240,7 @@ def keep_graph(call: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:  # noq
 
 def keep_graph_on(
     call: Callable, enabled: bool = True, *args: Any, **kwargs: Any
-) -> Any:  # noqa: ANN401
+) -> Any:
     """Keep recording the graph where the reader switched it off."""
     return call(True)
 
@@ -278,18 +278,32 @@ class Standardized(Repair):
 
     Args:
         module: the module whose inputs are standardized.
+        targets: whether what a squared or absolute error compares with is, too.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, targets: bool = False) -> None:
         self.module = module
+        replaced = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+        self._mode = _Replace(
+            dict.fromkeys(replaced, _with_standardized_target) if targets else {}
+        )
 
     def __enter__(self) -> "Standardized":
         self._handle = self.module.register_forward_pre_hook(_standardize)
+        self._mode.__enter__()
         return self
 
-    def __exit__(self, *_: Any) -> None:  # noqa: ANN401
+    def __exit__(self, *error: Any) -> None:
         """Let the inputs in as they are."""
+        self._mode.__exit__(*error)
         self._handle.remove()
+
+
+def _with_standardized_target(
+    call: Callable, x: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    spread = target.std()
+    return call(x, (target - target.mean()) / spread, *args, **kwargs)
 
 
 def _standardize(module: torch.nn.Module, args: tuple) -> tuple:

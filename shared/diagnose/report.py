@@ -34,8 +34,8 @@ class Proof:
     def __str__(self) -> str:
         return (
             f"{self.repair}, {len(self.with_repair)} steps: loss "
-            f"{shown(self.without[0])} -> {shown(self.without[-1])} without, "
-            f"{shown(self.with_repair[0])} -> {shown(self.with_repair[-1])} with"
+            f"{self.without[0]:.3g} -> {self.without[-1]:.3g} without, "
+            f"{self.with_repair[0]:.3g} -> {self.with_repair[-1]:.3g} with"
         )
 
 
@@ -194,8 +194,8 @@ def _html_finding(number: int, finding: Finding) -> str:
 
 
 def shown(value: float | str) -> str:
-    """Return a number with as many digits as a reader wants."""
-    return value if isinstance(value, str) else f"{value:.4g}"
+    """Return a number with two digits, which do not depend on the processor."""
+    return value if isinstance(value, str) else f"{value:.2g}"
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:
@@ -203,7 +203,7 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

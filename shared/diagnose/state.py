@@ -59,7 +59,7 @@ class Rewound(Iterator[Any]):
         self._place = 0
         self.keeping = True
 
-    def __next__(self) -> Any:  # noqa: ANN401  (whatever the source gives)
+    def __next__(self) -> Any:
         """Give what was given in the last trial, or what comes next."""
         if not self.keeping:
             return self.taken.popleft() if self.taken else next(self.source)
@@ -72,7 +72,7 @@ class Rewound(Iterator[Any]):
         """Go back to where keeping began."""
         self._place = 0
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (of the source)
+    def __getattr__(self, name: str) -> Any:
         """Look up what this is not in the source."""
         return getattr(self.source, name)
 
@@ -138,7 +138,7 @@ class Snapshot:
 
     # ---------------------------------------------------------------------------------
 
-    def _note_place(self, get: Callable[[], Any], value: Any) -> None:  # noqa: ANN401
+    def _note_place(self, get: Callable[[], Any], value: Any) -> None:
         if isinstance(value, torch.Tensor):
             self._places.setdefault(id(value), []).append(get)
 
@@ -157,7 +157,7 @@ class Snapshot:
 
         self._kept.append(put_back)
 
-    def _keep(self, one: Any) -> Iterator[Any]:  # noqa: ANN401  (any object of a program)
+    def _keep(self, one: Any) -> Iterator[Any]:
         """Keep the state of one object; give what it holds."""
         if isinstance(one, torch.Tensor):
             yield from self._keep_tensor(one)
@@ -259,7 +259,7 @@ class Snapshot:
             functools.partial(setattr, cell, "cell_contents"),
         )
 
-    def _keep_place(self, get: Callable[[], Any], put: Callable[[Any], None]) -> Any:  # noqa: ANN401
+    def _keep_place(self, get: Callable[[], Any], put: Callable[[Any], None]) -> Any:
         """Keep what a name stands for; give it back, for a closer look."""
         value = get()
         if isinstance(value, Iterator) and not isinstance(value, Rewound):

@@ -1,8 +1,9 @@
-"""Rules about how a network is built and started: equal units, lost inputs, lost layers.
+"""Rules about how a network is built and started: equal units, lost layers.
 
 They are exact, or ratios over many layers, and need no probe of the landscape.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -32,13 +33,19 @@ def _equal_units(seen: Observation) -> Iterator[Finding]:
     which = [i for i in seen.everything if _rows_stay_equal(seen, i)]
     if not which:
         return
+    share = 0.1 if seen.module is not None else 0.5
     noise = [
-        start + 0.1 * size * torch.randn(start.shape, generator=_generator(i))
-        .to(start.dtype) if i in which else start
+        start
+        + share
+        * size
+        * torch.randn(start.shape, generator=_generator(i)).to(start.dtype)
+        if i in which
+        else start
         for i, (start, size) in enumerate(
-            zip(seen.trials.start, seen.sizes, strict=True))
-    ]  # fmt: skip
-    proof = seen.prove("a tenth of noise on the start", Repair(), 20, noise)
+            zip(seen.trials.start, seen.sizes, strict=True)
+        )
+    ]
+    proof = seen.prove(f"{share:g} of noise on the start", Repair(), 20, noise)
     if seen.module is None and not helps(proof, 0.01):
         return
     units = min(len(seen.tensors[i]) for i in which)
@@ -94,18 +101,21 @@ def _all_rows_equal(values: torch.Tensor) -> bool:
 
 
 def _saturated(seen: Observation) -> Iterator[Finding]:
-    """Most of a sigmoid, tanh or softmax sits where it is flat, and the rest is stuck."""
+    """Give a sigmoid, tanh or softmax most of which sits where it is flat."""
     if seen.fall > 0.1:
         return
     flat = [
-        p for p in seen.passages
-        if p.facts.get("kind") in ("sigmoid", "tanh", "softmax") and p.facts["flat"] > 0.8
+        p
+        for p in seen.passages
+        if p.facts.get("kind") in ("sigmoid", "tanh", "softmax")
+        and p.facts["flat"] > 0.8
         and p.facts.get("classes", 2) > 1
-    ]  # fmt: skip
+    ]
     loses = [
-        p for p in flat
+        p
+        for p in flat
         if p.gradient_out and (_loses(p) < 1e-2 or p.facts["exactly_flat"] > 0.5)
-    ]  # fmt: skip
+    ]
     if not loses or not seen.lower_along_gradient:
         return
     worst = min(loses, key=_loses)
@@ -113,17 +123,24 @@ def _saturated(seen: Observation) -> Iterator[Finding]:
         Cause.saturated_activation,
         0.9,
         (
-            Evidence(f"share of {worst.facts['kind']} outputs on the flat part",
-                     worst.facts["flat"], "below 0.5"),
-            Evidence("gradient of its input over that of its output", _loses(worst),
-                     "0.01 to 1"),
+            Evidence(
+                f"share of {worst.facts['kind']} outputs on the flat part",
+                worst.facts["flat"],
+                "below 0.5",
+            ),
+            Evidence(
+                "gradient of its input over that of its output",
+                _loses(worst),
+                "0.01 to 1",
+            ),
         ),
         (),
-        f"Nearly all outputs of a {worst.facts['kind']} sit on its flat part, where its "
+        f"Nearly all outputs of a {worst.facts['kind']} sit on its flat part, where "
+        f"its "
         "derivative is near zero: what lies before it gets next to no gradient.",
         "torch.nn.init.xavier_normal_(layer.weight)  # smaller scores; normalize the "
         "inputs;\nor the loss of the scores: cross_entropy(scores, target)",
-    )  # fmt: skip
+    )
 
 
 def _loses(passage: object) -> float:
@@ -134,14 +151,14 @@ def _loses(passage: object) -> float:
 
 
 def _vanishing(seen: Observation) -> Iterator[Finding]:
-    """The gradient falls by a factor per layer, over many layers."""
+    """Give a gradient that falls by a factor per layer, over many layers."""
     sizes = _sizes_by_depth(seen)
     if len(sizes) < 5 or max(sizes) <= 0:
         return
     if sizes[0] == 0 and min(s for s in sizes if s > 0) > 1e-30:
         return  # it ends in one place, and does not fade
     ratio = sizes[0] / max(sizes)
-    drops = [a / b for a, b in zip(sizes, sizes[1:], strict=False) if b > 0]
+    drops = [a / b for a, b in itertools.pairwise(sizes) if b > 0]
     sudden = min(drops) < math.sqrt(ratio) if ratio > 0 else min(drops) == 0 < ratio
     if not ratio < 1e-4 or (sudden and ratio > 0):
         return
@@ -152,17 +169,21 @@ def _vanishing(seen: Observation) -> Iterator[Finding]:
         Cause.vanishing_gradient,
         0.9,
         (
-            Evidence("gradient at the first layer over that at the last", ratio,
-                     "above 0.001"),
+            Evidence(
+                "gradient at the first layer over that at the last",
+                ratio,
+                "above 0.001",
+            ),
             Evidence("factor per layer", per_layer, "about 1"),
             Evidence("layers", len(sizes), "-"),
         ),
         (),
-        "Each layer multiplies the gradient by a small factor on its way back. After all "
+        "Each layer multiplies the gradient by a small factor on its way back. After "
+        "all "
         "of them next to nothing is left for the first ones.",
         "y = x + layer(x)  # residual connections; ReLU with He initialization; "
         "normalization",
-    )  # fmt: skip
+    )
 
 
 def _sizes_by_depth(seen: Observation) -> list[float]:
@@ -209,8 +230,12 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
         return  # it is the variables that coincide
     shares = []
     for record in seen.records[:3]:
-        outermost = [m for m in record.modules if m.rows_equal is not None
-                     and m.rows_differ_in_input]  # fmt: skip
+        varied = any(target.unique().numel() > 1 for _, target in record.pairs)
+        outermost = [
+            m
+            for m in record.modules
+            if m.rows_equal is not None and (m.rows_differ_in_input or varied)
+        ]
         if not outermost:
             return
         shares.append(all(m.rows_equal for m in outermost))
@@ -227,8 +252,11 @@ def _collapsed_pairs(seen: Observation) -> Iterator[Finding]:
     counts = {len(t) for t in rows}
     for record in seen.detailed:
         passages = [p for c in record.backwards if c.way for p in c.way.passages]
-        found = [p for p in passages if p.facts.get("rows_equal")
-                 and p.shape_in and p.shape_in[0] in counts]  # fmt: skip
+        found = [
+            p
+            for p in passages
+            if p.facts.get("rows_equal") and p.shape_in and p.shape_in[0] in counts
+        ]
         if not found:
             return
     yield _collapse()
@@ -247,11 +275,11 @@ def _collapse() -> Finding:
         "inputs is lost on the way forward, and no gradient can depend on it.",
         "torch.nn.init.kaiming_normal_(layer.weight)  # keep the spread from layer to "
         "layer; fewer layers, residual connections, normalization",
-    )  # fmt: skip
+    )
 
 
 def _penalty(seen: Observation) -> Iterator[Finding]:
-    """A penalty on the variables inside the loss that pulls harder than the data."""
+    """Give a penalty inside the loss that pulls harder than the data."""
     before = _data_term(seen.records[0])
     if before is None or before[2] < (1.5 if seen.module is not None else 3.0):
         return
@@ -266,17 +294,21 @@ def _penalty(seen: Observation) -> Iterator[Finding]:
         Cause.weight_decay_dominates,
         0.9,
         (
-            Evidence("gradient of the penalty over that of the data", before[2],
-                     "below 0.1"),
-            Evidence("the data's part of the loss, before and after",
-                     f"{before[0]:.3g} -> {after[0]:.3g}", "falling"),
+            Evidence(
+                "gradient of the penalty over that of the data", before[2], "below 0.1"
+            ),
+            Evidence(
+                "the data's part of the loss, before and after",
+                f"{before[0]:.3g} -> {after[0]:.3g}",
+                "falling",
+            ),
             Evidence("the penalty's part", f"{before[1]:.3g} -> {after[1]:.3g}", "-"),
         ),
         (),
         "The loss falls because its penalty does: the variables shrink, and the part "
         "that compares with data does not get better.",
         "loss = data_loss + 1e-4 * penalty  # a strength that leaves the data the lead",
-    )  # fmt: skip
+    )
 
 
 def _data_term(record: StepRecord) -> tuple[float, float, float] | None:
@@ -331,17 +363,24 @@ def _decay(seen: Observation) -> Iterator[Finding]:
         Cause.weight_decay_dominates,
         0.9,
         (
-            Evidence("weight decay times weights, over the data's gradient",
-                     pull / max(gradient, 1e-300), "below 0.1"),
-            Evidence("norm of the variables, before and after",
-                     f"{sizes[1]:.4g} -> {sizes[0]:.4g}", "growing, or at rest"),
+            Evidence(
+                "weight decay times weights, over the data's gradient",
+                pull / max(gradient, 1e-300),
+                "below 0.1",
+            ),
+            Evidence(
+                "norm of the variables, before and after",
+                f"{sizes[1]:.3g} -> {sizes[0]:.3g}",
+                "growing, or at rest",
+            ),
         ),
         (),
         "Weight decay shrinks the variables faster than the data can make them grow: "
         "they go to zero, whatever the loss says.",
-        "optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-4)",
+        "optimizer = torch.optim.AdamW(parameters, lr=learning_rate, "
+        "weight_decay=1e-4)",
         proof,
-    )  # fmt: skip
+    )
 
 
 __all__: Sequence[str] = ["structure"]

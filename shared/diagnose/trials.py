@@ -58,9 +58,10 @@ class Trials:
                 for p in g["params"]
             ]
             self._others = [
-                (p, p.detach().clone()) for p in held
+                (p, p.detach().clone())
+                for p in held
                 if id(p) not in known and p.numel() <= LARGEST_KEPT
-            ]  # fmt: skip
+            ]
         self.large = sum(v.numel() for v in variables) > LARGEST_KEPT
 
     @property

@@ -137,7 +137,7 @@ class StepRecord:
         ]
 
 
-def as_float(value: Any) -> float | None:  # noqa: ANN401  (whatever a step returns)
+def as_float(value: Any) -> float | None:
     """Return a step's loss as a number, None if it is none."""
     if isinstance(value, torch.Tensor):
         if value.numel() != 1 or value.is_complex():
@@ -266,13 +266,13 @@ class StepWatch:
             register_optimizer_step_post_hook(self._after_update),
         )
 
-        def watched_engine(outputs: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def watched_engine(outputs: Any, *args: Any, **kwargs: Any) -> Any:
             if self._looking:
                 return engine(outputs, *args, **kwargs)
             return self._walk_back(engine, outputs, args, kwargs)
 
         def watched_clear(original: Callable) -> Callable:
-            def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> Any:
                 self._record.events.append("zero_grad")
                 return original(owner, *args, **kwargs)
 
@@ -292,7 +292,7 @@ class StepWatch:
 
     def _walk_back(
         self, engine: Callable, outputs: Any, args: tuple, kwargs: dict
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         roots = list(tensors_in(outputs))
         self._record.events.append("backward")
         asked = not kwargs.get("accumulate_grad", False)
@@ -398,7 +398,7 @@ class StepWatch:
         finally:
             recorder.paused = before
 
-    def _before_update(self, optimizer: Any, args: tuple, kwargs: dict) -> None:  # noqa: ANN401
+    def _before_update(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
         position = {id(v): i for i, v in enumerate(self.variables)}
         held = [p for group in optimizer.param_groups for p in group["params"]]
         others = [p for p in held if id(p) not in position]
@@ -423,7 +423,7 @@ class StepWatch:
         if self._recorder is not None and closure is None:
             self._recorder.paused = True
 
-    def _after_update(self, optimizer: Any, args: tuple, kwargs: dict) -> None:  # noqa: ANN401
+    def _after_update(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
         if self._recorder is not None:
             self._recorder.paused = False
         update = self._record.updates[-1]
@@ -439,10 +439,10 @@ class StepWatch:
     def _modules_watched(self) -> Iterator[None]:
         self._depth = 0
 
-        def enter(module: torch.nn.Module, args: Any) -> None:  # noqa: ANN401
+        def enter(module: torch.nn.Module, args: Any) -> None:
             self._depth += 1
 
-        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
             self._depth -= 1
             if self._depth == 0:
                 self._note_module(module, args, output)
@@ -459,7 +459,7 @@ class StepWatch:
             for handle in handles:
                 handle.remove()
 
-    def _note_module(self, module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+    def _note_module(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         with self._recorder_paused(), torch.no_grad():
             inputs = list(tensors_in(args))
             first = next(tensors_in(output), None)

@@ -26,7 +26,7 @@ from shared.diagnose.watch import StepRecord, UpdateCall
 
 
 def wiring(seen: Observation) -> Iterator[Finding]:
-    """Give what is wrong with the connections between variables, graph and optimizer."""
+    """Give what is wrong between variables, graph and optimizer."""
     stuck = [i for i in seen.everything if not seen.moves[i]]
     if seen.rebound:
         yield from _rebound(seen)
@@ -95,7 +95,7 @@ def _not_stepped(seen: Observation, i: int) -> Cause:
 
 
 def _moves_others_by_gradient(update: UpdateCall) -> bool:
-    """Whether an optimizer moves tensors that are in no graph: copies of the variables."""
+    """Whether an optimizer moves copies of the variables instead."""
     return bool(update.copies_moved)
 
 
@@ -109,9 +109,12 @@ def _rate(update: UpdateCall) -> float:
 
 def _note_bound(seen: Observation, i: int) -> None:
     seen.notes.append(
-        Note(f"{seen.variables[i].name} lies on the bounds of its box, and every update "
-             "points outside: within the box this is a minimum.", Cause.at_minimum)
-    )  # fmt: skip
+        Note(
+            f"{seen.variables[i].name} lies on the bounds of its box, and every update "
+            "points outside: within the box this is a minimum.",
+            Cause.at_minimum,
+        )
+    )
 
 
 def _undone(seen: Observation, i: int) -> bool:
@@ -149,7 +152,7 @@ def due_update(
 
 
 def _projected_back(seen: Observation, i: int) -> bool:
-    """Whether what was undone are moves out of a box, at whose bounds the entries lie."""
+    """Whether what was undone are moves out of a box whose bounds the entries hold."""
     for record in seen.records:
         for update in record.updates:
             if i not in update.holds or not update.after:
@@ -176,7 +179,7 @@ def spacing(values: torch.Tensor) -> torch.Tensor:
 
 
 def _rebound(seen: Observation) -> Iterator[Finding]:
-    """A name that stood for a variable stands for another tensor after the step."""
+    """Give names of variables that stand for other tensors after a step."""
     which = sorted(seen.rebound)
     later = seen.losses[min(3, len(seen.losses) - 1) :]
     still_falls = len(later) > 4 and later[-1] < later[0] - 0.01 * abs(later[0])
@@ -221,9 +224,11 @@ def _explain_frozen(seen: Observation, which: Sequence[int]) -> Iterator[Finding
     names = seen.names(which)
     if any(seen.moves) and seen.learns:
         seen.notes.append(
-            Note(f"{len(which)} variables are frozen, and the others learn.",
-                 Cause.frozen_parameters)
-        )  # fmt: skip
+            Note(
+                f"{len(which)} variables are frozen, and the others learn.",
+                Cause.frozen_parameters,
+            )
+        )
         return
     if not any(seen.in_values[i] for i in which) and not _depends(seen, which)[0]:
         yield _not_used(seen, which)
@@ -239,15 +244,16 @@ def _explain_frozen(seen: Observation, which: Sequence[int]) -> Iterator[Finding
         1.0 if not any(seen.moves) else 0.7,
         (
             Evidence("requires_grad", "False", "True"),
-            Evidence("variables without it", f"{len(which)} of {len(seen.variables)}",
-                     "0"),
+            Evidence(
+                "variables without it", f"{len(which)} of {len(seen.variables)}", "0"
+            ),
         ),
         names,
         "These variables do not require gradients, so autograd records nothing for "
         "them, and no backward call can fill their .grad.",
         "for parameter in model.parameters():\n    parameter.requires_grad_(True)",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _depends(seen: Observation, which: Sequence[int]) -> tuple[bool, bool]:
@@ -266,9 +272,12 @@ def _explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Findi
         if not trained:
             if which and seen.fall > 0.01:
                 seen.notes.append(
-                    Note("Variables that no gradient reaches, and no optimizer holds: "
-                         + ", ".join(seen.names(which[:4])), Cause.graph_detached)
-                )  # fmt: skip
+                    Note(
+                        "Variables that no gradient reaches, and no optimizer holds: "
+                        + ", ".join(seen.names(which[:4])),
+                        Cause.graph_detached,
+                    )
+                )
                 return
             trained = which
         which = trained
@@ -371,7 +380,8 @@ def _stepwise(seen: Observation, which: Sequence[int], steps: Sequence[str]) -> 
         seen.names(which),
         f"Between these variables and the loss stands {where}(): its value is constant "
         "but for jumps, so its derivative is zero or missing, and no gradient passes.",
-        "Replace it by something smooth in training: softmax for arg-max, sigmoid for a "
+        "Replace it by something smooth in training: softmax for arg-max, sigmoid for "
+        "a "
         "threshold,\nor keep its value and pass the gradient on (straight-through):\n"
         "y = x + (x.round() - x).detach()",
         proof,
@@ -389,7 +399,8 @@ def _not_used(seen: Observation, which: Sequence[int]) -> Finding:
         ),
         seen.names(which),
         "The loss that the step computes does not depend on these variables as they "
-        "are now: the step works on a copy, on another object, or ignores its argument.",
+        "are now: the step works on a copy, on another object, or ignores its "
+        "argument.",
         "Compute the loss from the variable itself, inside the step:\n"
         "loss = objective(x)  # not of a copy made before the loop",
     )
@@ -405,28 +416,36 @@ def _explain_step_missing(seen: Observation, which: Sequence[int]) -> Iterator[F
         Cause.step_missing,
         1.0,
         (
-            Evidence("largest gradient entry", max(seen.fresh_largest[i] for i in which),
-                     "above 0"),
-            Evidence("calls of optimizer.step() for these variables", 0,
-                     f"{len(seen.records)}, one a step"),
+            Evidence(
+                "largest gradient entry",
+                max(seen.fresh_largest[i] for i in which),
+                "above 0",
+            ),
+            Evidence(
+                "calls of optimizer.step() for these variables",
+                0,
+                f"{len(seen.records)}, one a step",
+            ),
             Evidence("an optimizer holds them", "yes" if held else "no", "yes"),
         ),
         seen.names(which),
         "Gradients arrive, and nothing applies them: in "
-        f"{len(seen.records)} steps no optimizer that holds these variables was called.",
+        f"{len(seen.records)} steps no optimizer that holds these variables was "
+        f"called.",
         "loss.backward()\noptimizer.step()  # with parentheses, once per update",
         proof,
-    )  # fmt: skip
+    )
 
 
-_SCALING = frozenset("mul_ __imul__ masked_fill_ __setitem__ index_fill_".split())
+_SCALING = frozenset(["mul_", "__imul__", "masked_fill_", "__setitem__", "index_fill_"])
 
 
 def _explain_cleared(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
     given = [
-        i for i in seen.everything
+        i
+        for i in seen.everything
         if seen.fresh_largest[i] > 0 and (seen.stepped[i] or not seen.optimizers)
-    ]  # fmt: skip
+    ]
     cleared_by_call = any(_cleared_in(record) for record in seen.records)
     partly = set(given) != set(which)
     optimizer = next(iter(seen.held_by(which[0])), None)
@@ -442,9 +461,12 @@ def _explain_cleared(seen: Observation, which: Sequence[int]) -> Iterator[Findin
     if partly and not cleared_by_call:
         if any(seen.moves) and seen.learns and not helps(proof, 0.05):
             seen.notes.append(
-                Note("The gradients of some variables are emptied before the update: "
-                     + ", ".join(seen.names(which[:4])), Cause.frozen_parameters)
-            )  # fmt: skip
+                Note(
+                    "The gradients of some variables are emptied before the update: "
+                    + ", ".join(seen.names(which[:4])),
+                    Cause.frozen_parameters,
+                )
+            )
             return
         yield _masked(seen, which, proof)
         return
@@ -452,18 +474,26 @@ def _explain_cleared(seen: Observation, which: Sequence[int]) -> Iterator[Findin
         Cause.zero_grad_before_step,
         1.0,
         (
-            Evidence("largest gradient entry after backward",
-                     max(seen.fresh_largest[i] for i in which), "above 0"),
-            Evidence("the same at the entry of optimizer.step()", 0, "as after backward"),
-            Evidence("order of calls", " ".join(seen.records[-1].events),
-                     "zero_grad backward update"),
+            Evidence(
+                "largest gradient entry after backward",
+                max(seen.fresh_largest[i] for i in which),
+                "above 0",
+            ),
+            Evidence(
+                "the same at the entry of optimizer.step()", 0, "as after backward"
+            ),
+            Evidence(
+                "order of calls",
+                " ".join(seen.records[-1].events),
+                "zero_grad backward update",
+            ),
         ),
         seen.names(which),
         "Backward fills the gradients, and they are cleared before optimizer.step() "
         "reads them. The optimizer runs, and finds nothing to apply.",
         "optimizer.zero_grad()\nloss.backward()\noptimizer.step()",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _cleared_in(record: StepRecord) -> bool:
@@ -480,17 +510,21 @@ def _masked(seen: Observation, which: Sequence[int], proof: object) -> Finding:
         Cause.frozen_parameters,
         0.9,
         (
-            Evidence("largest gradient entry, without hooks and masks",
-                     max(way.at_variables.get(i, 0.0) for way in seen.ways
-                         for i in which), "above 0"),
-            Evidence("the same at the entry of optimizer.step()", 0, "as after backward"),
+            Evidence(
+                "largest gradient entry, without hooks and masks",
+                max(way.at_variables.get(i, 0.0) for way in seen.ways for i in which),
+                "above 0",
+            ),
+            Evidence(
+                "the same at the entry of optimizer.step()", 0, "as after backward"
+            ),
         ),
         seen.names(which),
         "These variables get gradients that something sets to zero before the update: "
         "a hook or a mask. The others keep theirs.",
         "Remove the hook or the mask:\nhandle.remove()",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _cleared_though_moving(seen: Observation) -> Iterator[Finding]:
@@ -514,10 +548,12 @@ def _explain_other_tensors(
     orphans = any(u.others - u.others_with_gradient > 0 for u in seen.updates)
     if any(seen.moves) and not orphans and (seen.learns or seen.fall > 0.01):
         seen.notes.append(
-            Note("Variables with gradients that no optimizer holds: "
-                 + ", ".join(seen.names(which[:4])),
-                 Cause.optimizer_holds_other_tensors)
-        )  # fmt: skip
+            Note(
+                "Variables with gradients that no optimizer holds: "
+                + ", ".join(seen.names(which[:4])),
+                Cause.optimizer_holds_other_tensors,
+            )
+        )
         return
     yield _other_tensors(seen, which)
 
@@ -530,10 +566,16 @@ def _other_tensors(seen: Observation, which: Sequence[int]) -> Finding:
         Cause.optimizer_holds_other_tensors,
         1.0,
         (
-            Evidence("variables with a gradient that no optimizer holds",
-                     f"{len(which)} of {len(seen.variables)}", "0"),
-            Evidence("tensors that the optimizer holds and that are not among them",
-                     held, "0"),
+            Evidence(
+                "variables with a gradient that no optimizer holds",
+                f"{len(which)} of {len(seen.variables)}",
+                "0",
+            ),
+            Evidence(
+                "tensors that the optimizer holds and that are not among them",
+                held,
+                "0",
+            ),
         ),
         seen.names(which),
         "The optimizer is called, and holds other tensors than those that the loss is "
@@ -541,7 +583,7 @@ def _other_tensors(seen: Observation, which: Sequence[int]) -> Finding:
         "optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)  # last, on "
         "what is used",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _explain_copy(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
@@ -553,19 +595,23 @@ def _explain_copy(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
         Cause.update_written_to_copy,
         0.95,
         (
-            Evidence("largest gradient entry", max(seen.fresh_largest[i] for i in which),
-                     "above 0"),
+            Evidence(
+                "largest gradient entry",
+                max(seen.fresh_largest[i] for i in which),
+                "above 0",
+            ),
             Evidence("variables that changed", "0", f"{len(which)}"),
             Evidence("an update is computed", "yes", "yes"),
         ),
         seen.names(which),
-        "The step computes an update from the gradient and writes it to another tensor: "
+        "The step computes an update from the gradient and writes it to another "
+        "tensor: "
         "a local name, a copy, an indexed selection, or values that are overwritten "
         "again. The variable itself stays as it was.",
         "with torch.no_grad():\n    for p in model.parameters():\n"
         "        p.sub_(learning_rate * p.grad)  # in place, not p = p - ...",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _explain_rate_zero(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
@@ -578,28 +624,35 @@ def _explain_rate_zero(seen: Observation, which: Sequence[int]) -> Iterator[Find
         return
     if any(seen.moves) and seen.learns:
         seen.notes.append(
-            Note("The learning rate of some variables is 0: "
-                 + ", ".join(seen.names(which[:4])), Cause.lr_zero)
-        )  # fmt: skip
+            Note(
+                "The learning rate of some variables is 0: "
+                + ", ".join(seen.names(which[:4])),
+                Cause.lr_zero,
+            )
+        )
         return
     yield Finding(
         Cause.lr_zero,
         1.0,
         (
             Evidence("learning rate in all watched steps", 0, "above 0"),
-            Evidence("largest gradient entry", max(seen.fresh_largest[i] for i in which),
-                     "above 0"),
+            Evidence(
+                "largest gradient entry",
+                max(seen.fresh_largest[i] for i in which),
+                "above 0",
+            ),
         ),
         seen.names(which),
         "Everything is connected, and the learning rate is zero, so each update is.",
-        'for group in optimizer.param_groups:\n    group["lr"] = 1e-2  # and look at the '
+        'for group in optimizer.param_groups:\n    group["lr"] = 1e-2  # and look at '
+        "the "
         "scheduler",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _rate_ends(seen: Observation) -> Iterator[Finding]:
-    """A schedule that reaches zero while there is still something to learn."""
+    """Give a schedule that ends while there is still something to learn."""
     updates = [u for u in seen.updates if u.holds]
     rates = [_rate(u) for u in updates]
     late = rates[len(rates) // 2 :]
@@ -617,8 +670,11 @@ def _rate_ends(seen: Observation) -> Iterator[Finding]:
         Cause.lr_zero,
         0.95,
         (
-            Evidence("learning rate, first to last step",
-                     f"{rates[0]:.3g} -> {rates[-1]:.3g}", "above 0 to the end"),
+            Evidence(
+                "learning rate, first to last step",
+                f"{rates[0]:.3g} -> {rates[-1]:.3g}",
+                "above 0 to the end",
+            ),
             Evidence("steps with rate 0", rates.count(0.0), "0"),
         ),
         seen.names(which),
@@ -626,7 +682,7 @@ def _rate_ends(seen: Observation) -> Iterator[Finding]:
         "scheduler = CosineAnnealingLR(optimizer, T_max=number_of_steps)  # counted as "
         "scheduler.step() is called",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _never_cleared(seen: Observation) -> Iterator[Finding]:
@@ -646,8 +702,11 @@ def _never_cleared(seen: Observation) -> Iterator[Finding]:
         Cause.zero_grad_missing,
         1.0,
         (
-            Evidence("updates between which the gradient was cleared", 0,
-                     f"{len(seen.records) - 1}"),
+            Evidence(
+                "updates between which the gradient was cleared",
+                0,
+                f"{len(seen.records) - 1}",
+            ),
             Evidence("gradient of earlier steps in .grad at backward", "yes", "no"),
         ),
         seen.names(which),
@@ -655,7 +714,7 @@ def _never_cleared(seen: Observation) -> Iterator[Finding]:
         "the sum of all gradients so far: momentum that never forgets.",
         "optimizer.zero_grad()  # before each backward",
         proof,
-    )  # fmt: skip
+    )
 
 
 def _piles_up(seen: Observation, i: int) -> bool:
@@ -699,16 +758,22 @@ def _unregistered(seen: Observation) -> Iterator[Finding]:
             Cause.unregistered_parameters,
             1.0,
             (
-                Evidence("leaves of the loss's graph that the module does not list",
-                         len(lost), "0"),
+                Evidence(
+                    "leaves of the loss's graph that the module does not list",
+                    len(lost),
+                    "0",
+                ),
                 Evidence("of these in an optimizer", 0, "all"),
             ),
             tuple(lost),
-            "The module uses tensors that it does not list in parameters(): they are in a "
-            "plain list, dict or attribute. They get gradients, and nobody trains them.",
-            "self.layers = nn.ModuleList(layers)  # or nn.ModuleDict, nn.ParameterList, "
+            "The module uses tensors that it does not list in parameters(): they are "
+            "in a "
+            "plain list, dict or attribute. They get gradients, and nobody trains "
+            "them.",
+            "self.layers = nn.ModuleList(layers)  # or nn.ModuleDict, "
+            "nn.ParameterList, "
             "nn.Parameter",
-        )  # fmt: skip
+        )
 
 
 def _listed(seen: Observation, tensor: torch.Tensor) -> bool:
