@@ -63,6 +63,9 @@ def _sticks_out(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def complaint(stored: str, new: str) -> str:
     """Return in words how two base64 PNG images differ, nothing if they agree."""
+    # Equal files are equal pictures: most are, and decoding takes a tenth of a second.
+    if stored.strip() == new.strip():
+        return ""
     before, after = decode(stored), decode(new)
     height, width = before.shape[:2]
     new_height, new_width = after.shape[:2]
