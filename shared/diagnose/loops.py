@@ -57,7 +57,7 @@ class Iteration:
     report: Report | None = None
 
     def __call__(self, step: Callable[[], Any]) -> Any:
-        """Diagnose a step the first time; run it once each time, and return its loss."""
+        """Diagnose a step the first time; run it once each time."""
         if self.report is None:
             self.report = diagnose(step, self.variables, **self.known)
         return step()
@@ -83,5 +83,6 @@ def diagnosing(variables: Any, **known: Any) -> Iterator[Iteration]:
     yield iteration
     if iteration.report is None:
         raise ValueError(
-            "diagnosing() must be handed an iteration, as in iteration(step); it got none"
+            "diagnosing() must be handed an iteration, as in iteration(step); "
+            "it got none"
         )

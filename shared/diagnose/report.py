@@ -147,14 +147,10 @@ class Report:
     __repr__ = __str__
 
     def _headline(self) -> str:
-        ran = f"{self.steps_run} steps run, everything put back"
+        ran = f"{self.steps_run} steps run, everything put back."
         if self.healthy:
-            return f"No alarm ({ran})."
-        others = len(self.findings) - 1
-        also = f", and {others} more to look at" if others else ""
-        return f"{self.cause}: {self.cause.meaning} ({ran}{also}.)".replace(
-            " (", "\n(", 1
-        )
+            return f"No alarm. {ran}"
+        return f"{self.cause}: {self.cause.meaning}\n{ran}"
 
     def _repr_html_(self) -> str:
         """Show the report as a table in a notebook."""
