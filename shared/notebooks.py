@@ -32,6 +32,7 @@ ANATOMY = (
     "Repair",
     "For real",
     "Sweep",
+    "Diagnose it",
     "Exercises",
     "Verdict",
 )

@@ -56,6 +56,29 @@ def descend(x: float, learning_rate: float, steps: int) -> list[float]:
 path = descend(initial_input, learning_rate, steps)
 print(f"x after {steps} steps: {path[-1]:.4f}")"""
 
+_DIAGNOSE = """\
+def program(rate: float):
+    x = torch.tensor([initial_input], requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=rate)
+
+    def step():  # TODO: the failing step
+        optimizer.zero_grad()
+        loss = x.square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return {"step": step, "variables": x, "optimizer": optimizer}
+
+
+report = diagnose(**program(0.0))
+repaired_report = diagnose(**program(learning_rate))
+print(report)"""
+
+_DIAGNOSED = """\
+assert report.cause == Cause.lr_zero
+assert repaired_report.healthy"""
+
 _SWEEP = """\
 rows = read_rows("SLUG")
 _, axes = plots.new_figure()
@@ -89,7 +112,9 @@ SECTIONS: dict[str, list[Cell]] = {
         ),
         Cell(
             "code",
+            "import torch\n\n"
             "from shared import plots\n"
+            "from shared.diagnose import Cause, diagnose\n"
             "from shared.record import record, record_verdict\n"
             "from shared.reproducible import reproducible\n"
             "from shared.sweep import read_rows\n\n"
@@ -134,6 +159,11 @@ SECTIONS: dict[str, list[Cell]] = {
             "rows ({download}`the file <sweeps/SLUG.csv>`) and the closed form."
         ),
         Cell("code", _SWEEP, ("page-only",), "sweep"),
+    ],
+    "Diagnose it": [
+        _text("TODO: the failing step is handed to `diagnose`. Predict what it names."),
+        Cell("code", _DIAGNOSE, ("page-only",)),
+        Cell("code", _DIAGNOSED, ("page-only", "hide-input")),
     ],
     "Exercises": [
         *_exercise(

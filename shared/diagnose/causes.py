@@ -21,11 +21,6 @@ class Cause(enum.StrEnum):
         member.chapter = chapter
         return member
 
-    @property
-    def is_alarm(self) -> bool:
-        """Whether something is wrong: not so at a minimum, or in health."""
-        return self not in (Cause.healthy, Cause.at_minimum)
-
     healthy = (
         "healthy",
         "Nothing is wrong: the loop works, or is already where it can get.",

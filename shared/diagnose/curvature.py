@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from shared.diagnose.observation import Observation, norm
+from shared.diagnose.observation import Observation
 
 MOST_GRADIENTS = 8
 
@@ -97,6 +97,3 @@ def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def _shaped(vector: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     parts = vector.split([t.numel() for t in like])
     return [part.reshape(t.shape) for part, t in zip(parts, like, strict=True)]
-
-
-__all__ = ["Curvature", "curvature", "norm"]

@@ -5,7 +5,7 @@ is not. The kind of that call, and what it was given, name the cause.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
@@ -18,7 +18,7 @@ from shared.diagnose.repairs import (
     leaky,
     pass_straight_through,
 )
-from shared.diagnose.report import Evidence, Finding, Note, Proof
+from shared.diagnose.report import Evidence, Finding, Note
 from shared.diagnose.watch import Level
 from shared.diagnose.wiring import due_update, spacing
 
@@ -586,5 +586,3 @@ _EXPLAIN = {
     Cause.frozen_parameters: _explain_masked,
     Cause.targets_masked_out: _explain_masked,
 }
-
-__all__: Sequence[str] = ["Proof", "dead_ends", "not_a_number", "precision"]

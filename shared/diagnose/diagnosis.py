@@ -66,13 +66,12 @@ def diagnose(
     _check_step(step)
     _check_arguments(optimizer, batch, loss_fn, objective, metric)
     tensors = [v.tensor for v in named]
-    data = [t for t in (batch or ()) if isinstance(t, torch.Tensor)]
     roots = (step, variables, optimizer, loss_fn, batch, objective, metric)
     snapshot = Snapshot([root for root in roots if root is not None], tensors)
     try:
         seen = Observation(
             variables=named,
-            trials=Trials(step, tensors, data, snapshot, most_steps),
+            trials=Trials(step, tensors, snapshot, most_steps),
             optimizer=optimizer,
             module=variables if isinstance(variables, torch.nn.Module) else None,
             loss_fn=loss_fn,

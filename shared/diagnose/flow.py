@@ -358,14 +358,11 @@ class FlowRecorder(TorchFunctionMode):
                 queue += [p for p in self.calls[index].parents if p is not None]
         return [self.calls[index] for index in sorted(seen)]
 
-    def examine(
-        self, root: torch.Tensor, data: Sequence[torch.Tensor], detailed: bool = True
-    ) -> Way:
+    def examine(self, root: torch.Tensor, detailed: bool = True) -> Way:
         """Describe the way from the variables to the root, before it is walked back.
 
         Args:
             root: the tensor that `backward` starts from.
-            data: inputs and targets of the step, as far as they are known.
             detailed: whether gradients are asked of each call.
         """
         calls = self.ancestors(root)
@@ -399,7 +396,7 @@ class FlowRecorder(TorchFunctionMode):
                 for key, g in gradients.items()
                 if key in position and g.numel()
             },
-            terms=self._terms(root, data) if detailed else [],
+            terms=self._terms(root) if detailed else [],
         )
 
     def _gradients_on(
@@ -523,7 +520,7 @@ class FlowRecorder(TorchFunctionMode):
             tensor = flowing[0]
         return False
 
-    def _terms(self, root: torch.Tensor, data: Sequence[torch.Tensor]) -> list[Term]:
+    def _terms(self, root: torch.Tensor) -> list[Term]:
         """Split the root into the scalars that are added up in it."""
         if not root.requires_grad or root.numel() != 1:
             return []

@@ -533,11 +533,6 @@ def helps(proof: Proof | None, least: float = 0.01) -> bool:
     return ends[1] - ends[0] > least * max(abs(start), 1e-12)
 
 
-def hurts(proof: Proof | None) -> bool:
-    """Whether a repair was tried and made the loss no better."""
-    return proof is not None and not helps(proof, 0.0)
-
-
 def norm(tensors: Iterable[torch.Tensor]) -> float:
     """Return the norm of all entries together, in float64."""
     return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))

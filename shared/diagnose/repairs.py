@@ -4,7 +4,6 @@ Each repair is a context manager that `Trials.run` enters around the steps. It c
 the step from outside, in the one respect that the cause names, and leaves no trace.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
@@ -324,8 +323,3 @@ def standardized(x: torch.Tensor) -> torch.Tensor:
     overall = x.std()
     floor = torch.where(spread > 1e-6 * overall, spread, torch.ones_like(spread))
     return (x - x.mean(dim=0, keepdim=True)) / floor
-
-
-def finite(losses: Sequence[float]) -> list[float]:
-    """Return the finite ones among some losses."""
-    return [loss for loss in losses if math.isfinite(loss)]

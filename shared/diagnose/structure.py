@@ -381,6 +381,3 @@ def _decay(seen: Observation) -> Iterator[Finding]:
         "weight_decay=1e-4)",
         proof,
     )
-
-
-__all__: Sequence[str] = ["structure"]

@@ -28,7 +28,6 @@ class Trials:
     Args:
         step: the reader's own.
         variables: the tensors that should change.
-        data: inputs and targets, if known.
         snapshot: the state that each trial starts from.
         most_steps: how often the step may be run in all.
     """
@@ -37,7 +36,6 @@ class Trials:
         self,
         step: Callable[[], Any],
         variables: Values,
-        data: Values,
         snapshot: Snapshot,
         most_steps: int,
     ) -> None:
@@ -47,7 +45,7 @@ class Trials:
         self.steps_run = 0
         self.draws = 1
         self.least_level = Level.LOSS
-        self._watch = StepWatch(step, variables, data)
+        self._watch = StepWatch(step, variables)
         with torch.no_grad():
             self.start = [v.detach().clone() for v in variables]
             known = {id(v) for v in variables}

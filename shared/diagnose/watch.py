@@ -187,18 +187,15 @@ class StepWatch:
     Args:
         step: the reader's own, without arguments.
         variables: the tensors that should change.
-        data: inputs and targets, if the reader named them.
     """
 
     def __init__(
         self,
         step: Callable[[], Any],
         variables: Sequence[torch.Tensor],
-        data: Sequence[torch.Tensor] = (),
     ) -> None:
         self.step = step
         self.variables = list(variables)
-        self.data = list(data)
         self.sign = 1.0
         self._record = StepRecord()
         self._recorder: FlowRecorder | None = None
@@ -235,7 +232,7 @@ class StepWatch:
             record.returned_has_graph = record.returned.requires_grad
             if self._recorder is not None and record.returned.numel() == 1:
                 record.return_way = self._recorder.examine(
-                    record.returned, self.data, detailed=False
+                    record.returned, detailed=False
                 )
         with torch.no_grad():
             record.after = [kept(v) for v in self.variables]
@@ -352,7 +349,7 @@ class StepWatch:
         if self._recorder is None or examined >= MOST_EXAMINED or not roots:
             return
         with self._recorder_paused(), self._own_look():
-            call.way = self._recorder.examine(roots[0], self.data)
+            call.way = self._recorder.examine(roots[0])
             call.in_half |= any(
                 tensor.dtype == torch.float16
                 for one in self._recorder.calls

@@ -7,7 +7,7 @@ The first link that is broken names the cause.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -19,7 +19,6 @@ from shared.diagnose.repairs import (
     RightUpdate,
     keep_graph,
     keep_graph_on,
-    pass_straight_through,
 )
 from shared.diagnose.report import Evidence, Finding, Note
 from shared.diagnose.watch import StepRecord, UpdateCall
@@ -831,5 +830,3 @@ _EXPLAIN = {
     Cause.update_written_to_copy: _explain_copy,
     Cause.lr_zero: _explain_rate_zero,
 }
-
-__all__: Iterable[str] = ["pass_straight_through", "spacing", "wiring"]
