@@ -19,7 +19,7 @@ from shared.diagnose.repairs import (
     pass_straight_through,
 )
 from shared.diagnose.report import Evidence, Finding, Note
-from shared.diagnose.watch import Level
+from shared.diagnose.watch import Level, StepRecord
 from shared.diagnose.wiring import due_update, spacing
 
 LOSS_SCALE = 2.0**16
@@ -121,7 +121,9 @@ def _lost_difference(seen: Observation) -> Iterator[Finding]:
     """Give a difference quotient whose shift is lost: x + epsilon is x."""
     if seen.backwards or any(seen.moves):
         return
-    lost = max((record.lost_shift for record in seen.detailed), default=0.0)
+    lost = max(
+        (max(r.lost_shift, r.largest_addition) for r in seen.detailed), default=0.0
+    )
     if not lost:
         return
     yield Finding(
@@ -136,8 +138,8 @@ def _lost_difference(seen: Observation) -> Iterator[Finding]:
             Evidence("backward calls", 0, "-"),
         ),
         (),
-        "The step adds a small number to the variable and gets the variable back: the "
-        "shift is under half a spacing of the format. The difference is exactly zero.",
+        "The step adds a number to the variable and gets the variable back: the number "
+        "is under half a spacing of the format, so the sum rounds to what was there.",
         "epsilon = torch.finfo(x.dtype).eps ** (1 / 3) * x.abs()  # or x.double()",
     )
 
@@ -225,10 +227,10 @@ def _update_in_spacings(seen: Observation, i: int) -> float:
 
 
 def _own_update_in_spacings(seen: Observation, i: int) -> float:
-    """For updates by hand: try whether the loss of a doubled change still rounds."""
-    changes = [r.moved()[i] for r in seen.records if r.after]
-    written = any(record.written for record in seen.detailed)
-    return 0.25 if written and not any(changes) else 0.0
+    """Return the same for an update that the step adds by hand, and that is lost."""
+    if any(r.moved()[i] for r in seen.records if r.after):
+        return 0.0
+    return max((record.largest_addition for record in seen.detailed), default=0.0)
 
 
 def _underflows(seen: Observation) -> Iterator[Finding]:
@@ -287,7 +289,7 @@ def dead_ends(seen: Observation) -> Iterator[Finding]:
     """Give the call in which the gradient ends, and why."""
     layer = _dead_layer(seen)
     if layer is not None:
-        yield from _explain_dead(seen, layer)
+        yield from explain_dead(seen, layer)
         return
     if not seen.gradient_is_zero:
         return
@@ -349,23 +351,27 @@ def _dead_layer(seen: Observation) -> Passage | None:
     """Return a rectifier that is off for all units and examples in all steps."""
     if seen.module is None:
         return None
-    per_step = []
-    for record in seen.detailed:
-        passages = [p for c in record.backwards if c.way for p in c.way.passages]
-        dead = [
+    dead = [dead_rectifier(record) for record in seen.detailed]
+    return dead[-1] if dead and all(dead) else None
+
+
+def dead_rectifier(record: StepRecord) -> Passage | None:
+    """Return a rectifier of a step that is off for all units and examples."""
+    passages = [p for c in record.backwards if c.way for p in c.way.passages]
+    return next(
+        (
             p
             for p in passages
             if p.facts.get("kind") == "rectifier"
             and p.facts["off"] == 1.0
             and p.facts["examples"] > 1
-        ]
-        per_step.append(dead)
-    if not per_step or not all(per_step):
-        return None
-    return per_step[-1][0]
+        ),
+        None,
+    )
 
 
-def _explain_dead(seen: Observation, end: Passage) -> Iterator[Finding]:
+def explain_dead(seen: Observation, end: Passage) -> Iterator[Finding]:
+    """Give the finding, with its proof."""
     proof = seen.prove(
         "leaky rectifier (slope 0.1)",
         OtherCalls(dict.fromkeys(("relu", "relu_", "threshold"), leaky)),
@@ -580,7 +586,7 @@ _EXPLAIN = {
     Cause.nondifferentiable_op: _explain_steps,
     Cause.saturated_activation: _explain_saturated,
     Cause.clamped_at_bound: _explain_clamp,
-    Cause.dead_relu: _explain_dead,
+    Cause.dead_relu: explain_dead,
     Cause.out_of_support: _explain_support,
     Cause.constant_objective: _explain_constant,
     Cause.frozen_parameters: _explain_masked,

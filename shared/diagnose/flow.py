@@ -237,6 +237,7 @@ class FlowRecorder(TorchFunctionMode):
         self.escapes: list[tuple[str, int]] = []
         self.gradient_edits: list[str] = []
         self.written = False
+        self.additions: list[tuple[torch.Tensor, float]] = []
         self._bit = {id(v): 1 << i for i, v in enumerate(variables)}
         self._variables = list(variables)
         self._producer: dict[int, int] = {}
@@ -304,6 +305,8 @@ class FlowRecorder(TorchFunctionMode):
             output is variable for output in outputs for variable in self._variables
         ):
             self.written = True
+            if name in _ADDITIONS and len(args) > 1:
+                self.additions.append((inputs[0], _size_of(args[1], kwargs)))
             return
         for output in outputs:
             self._producer[id(output)] = index
@@ -329,6 +332,17 @@ class FlowRecorder(TorchFunctionMode):
             and id(call.inputs[0]) in self._bit
         ]
         return max((facts.get("lost_shift", 0.0) for facts in found), default=0.0)
+
+    def largest_addition(self) -> float:
+        """Return the largest number added to a variable in place, in spacings."""
+        return max(
+            (
+                size
+                / max(float(v.detach().abs().max()) * torch.finfo(v.dtype).eps, 1e-300)
+                for v, size in self.additions
+            ),
+            default=0.0,
+        )
 
     def pairs(self, inputs: Sequence[torch.Tensor]) -> list[tuple]:
         """Return what a loss call compares the outputs for these inputs with."""
@@ -692,6 +706,17 @@ class _NoHooks:
     def __exit__(self, *_: object) -> None:
         for tensor, hooks in zip(self._tensors, self._hooks, strict=True):
             tensor._backward_hooks.update(hooks)
+
+
+_ADDITIONS = frozenset(("add_", "sub_", "__iadd__", "__isub__", "subtract_"))
+
+
+def _size_of(added: Any, kwargs: dict) -> float:
+    """Return the largest entry of what is added in place."""
+    factor = abs(kwargs.get("alpha", 1))
+    if isinstance(added, torch.Tensor):
+        return factor * float(added.detach().abs().max()) if added.numel() else 0.0
+    return factor * abs(added) if isinstance(added, (int, float)) else 0.0
 
 
 def leaves_of(root: torch.Tensor) -> tuple[list[torch.Tensor], list[str]]:

@@ -12,7 +12,12 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.curvature import Curvature, curvature
-from shared.diagnose.dead_ends import constant, out_of_support
+from shared.diagnose.dead_ends import (
+    constant,
+    dead_rectifier,
+    explain_dead,
+    out_of_support,
+)
 from shared.diagnose.flow import STEP_FUNCTIONS
 from shared.diagnose.loss_faults import wrong_way
 from shared.diagnose.observation import Observation, cosine, helps, norm
@@ -24,8 +29,11 @@ from shared.diagnose.report import Evidence, Finding, Note
 from shared.diagnose.structure import structure
 from shared.diagnose.watch import Level, StepRecord
 
-DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3)
 """Multiples of one update at which the loss is probed along it."""
+
+FARTHEST = 1e9
+"""Up to which multiple the search goes on, as long as the loss falls."""
 
 
 def progress(seen: Observation) -> Iterator[Finding]:
@@ -36,15 +44,30 @@ def progress(seen: Observation) -> Iterator[Finding]:
         return
     jumps = list(_jumps(seen))
     yield from jumps
-    if jumps or seen.learns:
+    if jumps:
+        return
+    if seen.learns:
+        yield from _dies(seen)
         return
     for rule in _RULES:
         found = list(rule(seen))
         yield from found
         if found or any(n.cause == Cause.at_minimum for n in seen.notes):
             return
-    if seen.fall > 0:
+    died = list(_dies(seen))
+    yield from died
+    if not died and seen.fall > 0:
         seen.notes.append(Note("The loss falls slowly, and steadily."))
+
+
+def _dies(seen: Observation) -> Iterator[Finding]:
+    """Give rectifiers that work at first, and are off for good after some steps."""
+    if seen.module is None or not seen.trials.steps_left:
+        return
+    last = seen.trials.run(1, Level.EVERYTHING, values=seen.end)
+    end = dead_rectifier(last[0])
+    if end is not None and dead_rectifier(seen.records[0]) is None:
+        yield from explain_dead(seen, end)
 
 
 # -- flat ------------------------------------------------------------------------------
@@ -217,6 +240,10 @@ def _scale(seen: Observation) -> Iterator[Finding]:
         return
     start = seen.progress[0]
     along = {0.0: start} | seen.along(update, DISTANCES)
+    farthest = DISTANCES[-1]
+    while farthest < FARTHEST and along[farthest] == min(along.values()) < start:
+        farthest *= 10
+        along |= seen.along(update, (farthest,))
     known = {c: x for c, x in along.items() if math.isfinite(x)}
     best = min(known, key=known.get)
     gain = start - known[best]

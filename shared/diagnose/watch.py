@@ -113,6 +113,8 @@ class StepRecord:
     """Variables (bits) from whose gradient the step computed new tensors itself."""
     gradient_edits: list[str] = dataclasses.field(default_factory=list)
     """Calls by which the step's own code changed gradients in place."""
+    largest_addition: float = 0.0
+    """The largest number that the step adds to a variable in place, in spacings."""
     lost_shift: float = 0.0
     """A number that the step adds to a variable and loses, in spacings; 0 if none."""
     written: bool = False
@@ -243,6 +245,7 @@ class StepWatch:
                     record.gradient_copied |= call.from_variables or 1
             record.gradient_edits = list(self._recorder.gradient_edits)
             record.written = self._recorder.written
+            record.largest_addition = self._recorder.largest_addition()
             inputs = [t for call in record.modules for t in call.inputs]
             with self._recorder_paused():
                 record.pairs = self._recorder.pairs(inputs)

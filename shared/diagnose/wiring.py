@@ -28,7 +28,8 @@ def wiring(seen: Observation) -> Iterator[Finding]:
     """Give what is wrong between variables, graph and optimizer."""
     stuck = [i for i in seen.everything if not seen.moves[i]]
     if seen.rebound:
-        yield from _rebound(seen)
+        if seen.backwards:
+            yield from _rebound(seen)
         return
     groups: dict[Cause, list[int]] = {}
     for i in stuck:
@@ -76,13 +77,15 @@ def _broken_link(seen: Observation, i: int) -> Cause | None:
     return None  # a question of the number format
 
 
-def _not_stepped(seen: Observation, i: int) -> Cause:
+def _not_stepped(seen: Observation, i: int) -> Cause | None:
     if seen.held_by(i):
         return Cause.step_missing
     if any(_moves_others_by_gradient(u) for u in seen.updates):
         return Cause.update_written_to_copy
     if any(o.param_groups for o in seen.optimizers):
         return Cause.optimizer_holds_other_tensors
+    if any(record.largest_addition for record in seen.detailed):
+        return None  # a question of the number format
     if any(record.written for record in seen.detailed):
         return (
             Cause.zero_grad_before_step
