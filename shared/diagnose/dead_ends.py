@@ -292,11 +292,28 @@ def dead_ends(seen: Observation) -> Iterator[Finding]:
         yield from explain_dead(seen, layer)
         return
     if not seen.gradient_is_zero:
+        yield from _partly_dead(seen)
         return
     for end in _ends(seen):
         cause = _cause_of(seen, end)
         if cause is not None:
             yield from _EXPLAIN[cause](seen, end)
+            return
+
+
+def _partly_dead(seen: Observation) -> Iterator[Finding]:
+    """Give a call with steps behind which some of the named tensors get only zeros."""
+    if seen.module is not None:
+        return
+    zero = sum(
+        1 << i
+        for i in seen.everything
+        if seen.in_graph[i] and seen.fresh_largest[i] == 0 and not seen.moves[i]
+    )
+    for end in _ends(seen):
+        alone = end.from_variables and not end.from_variables & ~zero
+        if alone and end.name in STEP_FUNCTIONS:
+            yield from _explain_steps(seen, end)
             return
 
 

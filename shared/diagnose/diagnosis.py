@@ -206,6 +206,8 @@ def _check_first_step(seen: Observation) -> None:
         raise StepError("step must run at least once; its iterator is empty")
     first = seen.records[0]
     if first.error is not None:
+        if not first.backwards:
+            _raise_own_error(seen)
         return
     if as_float(first.returned) is None:
         raise StepError(

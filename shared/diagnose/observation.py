@@ -408,7 +408,9 @@ class Observation:
             value != 0 and math.isclose(value, -loss, rel_tol=1e-5)
             for value, loss in zip(last, self.losses, strict=True)
         )
-        if not (maximizes or opposite) or self.losses[-1] <= self.losses[0]:
+        if not (maximizes or opposite) or not self.losses:
+            return False
+        if self.losses[-1] <= self.losses[0]:
             return False
         change = self.metric_change
         if change is not None:

@@ -268,7 +268,12 @@ def _depends(seen: Observation, which: Sequence[int]) -> tuple[bool, bool]:
 def _explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
     """Variables that require gradients and that no graph reaches."""
     partly = any(seen.moves) or any(seen.in_graph[i] for i in seen.trainable)
-    if partly:
+    if partly and seen.module is None:
+        # Named one by one, each of them should change.
+        which = [i for i in which if seen.in_values[i] or _depends(seen, [i])[0]]
+        if not which:
+            return
+    elif partly:
         which = [i for i in which if seen.in_values[i]]
         trained = [i for i in which if seen.stepped[i]]
         if not trained:
