@@ -21,7 +21,7 @@ from sphinx.errors import ExtensionError
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from shared import notebooks, objectives, pages
+from shared import failures, notebooks, objectives, pages
 from shared.data import breast_cancer, diabetes, digits
 from shared.models import DeepNetwork, deep_network
 from shared.reproducible import reproducible
@@ -1386,7 +1386,23 @@ def read_neighbors(printed: str) -> int:
     return 0 if near < 1.5 * chance else 1
 
 
+def in_the_clinic(fixed: bool) -> Callable[[], Names]:
+    def names() -> Names:
+        program = failures.loop_order(fixed, 0)
+        return {
+            "step": program.step,
+            "model": program.variables,
+            "optimizer": program.optimizer,
+        }
+
+    return names
+
+
 CASES = {
+    "stuck-cause-unknown": Case(
+        lambda printed: int(printed.startswith("True")),
+        ((in_the_clinic(False), 0), (in_the_clinic(True), 1)),
+    ),
     "loss-hardly-falls": Case(
         read_best_step,
         (
