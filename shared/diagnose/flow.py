@@ -336,11 +336,7 @@ class FlowRecorder(TorchFunctionMode):
     def largest_addition(self) -> float:
         """Return the largest number added to a variable in place, in spacings."""
         return max(
-            (
-                size
-                / max(float(v.detach().abs().max()) * torch.finfo(v.dtype).eps, 1e-300)
-                for v, size in self.additions
-            ),
+            (size / _spacing(v) for v, size in self.additions),
             default=0.0,
         )
 
@@ -711,6 +707,13 @@ class _NoHooks:
 _ADDITIONS = frozenset(("add_", "sub_", "__iadd__", "__isub__", "subtract_"))
 
 
+def _spacing(values: torch.Tensor) -> float:
+    """Return the distance from the largest entry to the next number of its format."""
+    largest = float(values.detach().abs().max())
+    exponent = math.floor(math.log2(largest)) if largest > 0 else -126
+    return 2.0**exponent * torch.finfo(values.dtype).eps
+
+
 def _size_of(added: Any, kwargs: dict) -> float:
     """Return the largest entry of what is added in place."""
     factor = abs(kwargs.get("alpha", 1))
@@ -983,8 +986,7 @@ def _shift(
     numbers = [a for a in call.args if isinstance(a, (int, float)) and a]
     numbers += [t.item() for t in call.inputs if t.numel() == 1 and not bits_of(t)]
     if numbers and numbers[0] and x.shape == y.shape and bool((x == y).all()):
-        spacing = float(x.abs().max()) * torch.finfo(x.dtype).eps
-        facts["lost_shift"] = abs(numbers[0]) / max(spacing, 1e-300)
+        facts["lost_shift"] = abs(numbers[0]) / _spacing(x)
     return facts
 
 

@@ -171,7 +171,12 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
         0.9,
         evidence,
         (),
-        "The gradient is exactly zero, and lower losses lie next to this point: it is "
+        (
+            "The gradient is exactly zero"
+            if seen.gradient_is_zero
+            else "The gradient is next to zero"
+        )
+        + ", and lower losses lie next to this point: it is "
         "no minimum. "
         + (
             "Two factors are zero, and each blocks the other's gradient."
