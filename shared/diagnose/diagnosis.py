@@ -206,7 +206,9 @@ def _check_first_step(seen: Observation) -> None:
         raise StepError("step must run at least once; its iterator is empty")
     first = seen.records[0]
     if first.error is not None:
-        if not first.backwards:
+        # An error of the graph itself is what a diagnosis explains; any other is not.
+        complete = all(c.has_graph for c in first.backwards) and all(seen.in_graph)
+        if not first.backwards or complete:
             _raise_own_error(seen)
         return
     if as_float(first.returned) is None:
