@@ -3,7 +3,8 @@
 Every figure is a median over rounds, and in a round the ways of doing the same thing
 take turns, so that a busy machine is busy for all of them. Ratios are to stock
 papermill, or stock nbval, one after the other, whole pages: what there would be
-without this project's own code.
+without this project's own code. The part `diagnose` says what a diagnosis costs, in
+steps of the training that it looks at and in copies of its parameters.
 """
 
 import argparse
@@ -21,7 +22,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import papermill
+import torch
+from sklearn.datasets import load_digits
 
+from shared.diagnose import diagnose
 from shared.kernels import warm_kernel
 from shared.notebooks import chapter_paths
 from shared.sweep.drive import (
@@ -41,6 +45,13 @@ RUNS_A_ROUND = 2
 """Runs that each way of running a chapter makes in a round."""
 
 MEMORY_RUNS = (100, 1000)
+
+WIDTHS = {"0.1M": 280, "10M": 3124, "100M": 9963}
+"""Units in both hidden layers of the network diagnosed, by its number of parameters."""
+
+TIMED_STEPS = 9
+MOST_STEPS_PRICE = 60
+MOST_COPIES = 4
 
 
 def stock_run(notebook: str, parameters: Run, folder: str) -> None:
@@ -190,14 +201,118 @@ def bench_memory() -> None:
         )
 
 
+def healthy_training(width: int) -> dict[str, object]:
+    """Return the arguments of `diagnose` for an MLP that learns to read digits."""
+    torch.manual_seed(0)
+    data = load_digits()
+    x = torch.tensor(data.data[:64], dtype=torch.float32) / 16
+    y = torch.tensor(data.target[:64])
+    model = torch.nn.Sequential(
+        torch.nn.Linear(64, width),
+        torch.nn.ReLU(),
+        torch.nn.Linear(width, width),
+        torch.nn.ReLU(),
+        torch.nn.Linear(width, 10),
+    )
+    # Adam's two moments would be twice the parameters again in the large ones.
+    if width == WIDTHS["0.1M"]:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    loss_fn = torch.nn.CrossEntropyLoss()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return {
+        "step": step,
+        "variables": model,
+        "optimizer": optimizer,
+        "loss_fn": loss_fn,
+        "batch": (x, y),
+    }
+
+
+def one_diagnosis(size: str, way: str) -> None:
+    """Train for some steps, diagnose if that is the way; print times and memory."""
+    torch.set_num_threads(1)
+    arguments = healthy_training(WIDTHS[size])
+    times = []
+    for _ in range(TIMED_STEPS):
+        started = time.perf_counter()
+        arguments["step"]()
+        times.append(time.perf_counter() - started)
+    found = {"step": statistics.median(times)}
+    if way == "diagnose":
+        started = time.perf_counter()
+        report = diagnose(**arguments)
+        found["diagnose"] = time.perf_counter() - started
+        found["steps"] = report.steps_run
+        found["said"] = str(report.cause or "no alarm")
+        found["skipped"] = list(report.skipped)
+    # In kilobytes on Linux.
+    found["peak"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    count = sum(p.numel() for p in arguments["variables"].parameters())
+    found["bytes"] = 4 * count
+    print(json.dumps(found))
+
+
+def bench_diagnose(rounds: int) -> None:
+    """Print what a diagnosis of a healthy training costs, for three sizes."""
+    print(
+        "\nDiagnosis of an MLP that learns (0.1M parameters: Adam, more: SGD), "
+        f"median of {rounds} rounds"
+    )
+    print("  parameters  one step  diagnosis  price in steps  steps run  memory")
+    skipped: dict[str, list[str]] = {}
+    for size in WIDTHS:
+        prices, copies, last = [], [], {}
+        for _ in range(rounds):
+            found = {}
+            for way in ("steps", "diagnose"):
+                words = [sys.executable, __file__, "--one-diagnosis", size, way]
+                result = subprocess.run(
+                    words, check=True, stdout=subprocess.PIPE, text=True
+                )
+                found[way] = json.loads(result.stdout)
+            last = found["diagnose"]
+            prices.append(last["diagnose"] / last["step"])
+            copies.append((last["peak"] - found["steps"]["peak"]) / last["bytes"])
+        skipped[size] = last["skipped"]
+        print(
+            f"  {size:>10}  {1e3 * last['step']:5.1f} ms  {last['diagnose']:7.1f} s  "
+            f"{statistics.median(prices):14.0f}  {last['steps']:9d}  "
+            f"{statistics.median(copies):4.1f} x  ({last['said']})"
+        )
+    print(f"  {'aim':>10}  {'':8}  {'':9}  {f'< {MOST_STEPS_PRICE}':>14}  {'':9}  "
+          f"< {MOST_COPIES} x")  # fmt: skip
+    print("  memory: peak above that of the steps alone, in sizes of the parameters")
+    for size, left_out in skipped.items():
+        if left_out:
+            print(f"  {size}, left out: {'; '.join(left_out)}")
+
+
 def main() -> None:
     """Run the parts that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = {"sweeps": bench_sweeps, "nbval": bench_nbval, "memory": bench_memory}
+    parts = {
+        "sweeps": bench_sweeps,
+        "nbval": bench_nbval,
+        "memory": bench_memory,
+        "diagnose": bench_diagnose,
+    }
     parser.add_argument("part", nargs="*", help=f"default: {', '.join(parts)}")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--one-long-sweep", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one-diagnosis", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one_diagnosis:
+        one_diagnosis(*options.one_diagnosis)
+        return
     if options.one_long_sweep:
         one_long_sweep(options.one_long_sweep)
         return
