@@ -409,7 +409,7 @@ def explain_dead(seen: Observation, end: Passage) -> Iterator[Finding]:
         "example, and nothing passes back to what lies before it. It cannot recover.",
         "torch.nn.LeakyReLU(0.1)  # or a smaller learning rate, and biases that start "
         "at 0",
-        proof,
+        proof if helps(proof, 0.0) else None,
     )
 
 

@@ -202,8 +202,6 @@ def _check_first_step(seen: Observation) -> None:
     Raises:
         StepError: says what the step must return.
     """
-    if not seen.records:
-        raise StepError("step must run at least once; its iterator is empty")
     first = seen.records[0]
     if first.error is not None:
         # An error of the graph itself is what a diagnosis explains; any other is not.
@@ -227,6 +225,8 @@ def _described(value: Any) -> str:
 
 
 def _raise_own_error(seen: Observation) -> None:
+    if isinstance(seen.error, StopIteration) and not seen.losses:
+        raise StepError("step must run at least once; its iterator is empty")
     if seen.error is not None and len(seen.losses) < 2:
         kind = type(seen.error).__name__
         raise StepError(
