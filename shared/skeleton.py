@@ -68,9 +68,9 @@ def program(rate: float):
         optimizer.step()
         return loss
 
-    return {"step": step, "variables": x, "optimizer": optimizer}
+    return {"step": step, "variables": x, "optimizer": optimizer}"""
 
-
+_REPORT = """\
 report = diagnose(**program(0.0))
 repaired_report = diagnose(**program(learning_rate))
 print(report)"""
@@ -163,6 +163,7 @@ SECTIONS: dict[str, list[Cell]] = {
     "Diagnose it": [
         _text("TODO: the failing step is handed to `diagnose`. Predict what it names."),
         Cell("code", _DIAGNOSE, ("page-only",)),
+        Cell("code", _REPORT, ("page-only",)),
         Cell("code", _DIAGNOSED, ("page-only", "hide-input")),
     ],
     "Exercises": [
