@@ -136,6 +136,10 @@ _NO_FLOW = frozenset(
 )
 
 
+MOST_ENTRIES = 2_000_000
+"""Variables with more entries are not asked for a second gradient."""
+
+
 @dataclasses.dataclass
 class Call:
     """One torch call: its name, its tensors, and which variables it descends from."""
@@ -418,7 +422,9 @@ class FlowRecorder(TorchFunctionMode):
         wanted: dict[int, torch.Tensor] = {}
         for call in calls:
             for tensor in (*call.inputs, *call.outputs):
-                if tensor.requires_grad and tensor.is_floating_point():
+                # A second gradient of a large variable would cost as much as it does.
+                large = id(tensor) in self._bit and tensor.numel() > MOST_ENTRIES
+                if tensor.requires_grad and tensor.is_floating_point() and not large:
                     wanted[id(tensor)] = tensor
         if not wanted:
             return {}
@@ -760,7 +766,8 @@ def _largest(
     found = [g for g in found if g.numel()]
     if not found:
         return None
-    sizes = [float(g.detach().abs().max()) for g in map(_dense, found)]
+    extremes = [torch.aminmax(g.detach()) for g in map(_dense, found)]
+    sizes = [max(float(e.max), -float(e.min)) for e in extremes]
     return max(sizes, key=lambda size: (size != size, size))
 
 
@@ -772,7 +779,7 @@ def _passed(
     before, after = gradients.get(id(value_in)), gradients.get(id(value_out))
     if before is None or after is None or not after.numel():
         return None
-    sizes = [_dense(g).double().norm() for g in (before, after)]
+    sizes = [_dense(g).norm(dtype=torch.float64) for g in (before, after)]
     return float(sizes[0] / sizes[1]) if sizes[1] > 0 else None
 
 

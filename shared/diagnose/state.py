@@ -94,6 +94,7 @@ class Snapshot:
         self._iterators: list[Rewound] = []
         self._unused: list[Callable[[], None]] = []
         self._seen: dict[int, Any] = {}
+        self.values: dict[int, torch.Tensor] = {}
         self._places: dict[int, list[Callable[[], Any]]] = {}
         self._trained = {id(tensor) for tensor in self.trained}
         self.tensors: list[torch.Tensor] = []
@@ -196,6 +197,8 @@ class Snapshot:
         )
         copied = (wanted or tensor.numel() <= LARGEST_COPIED) and not expanded
         values = data.clone() if copied else None
+        if values is not None:
+            self.values[id(tensor)] = values
         has_grad = tensor.is_leaf or tensor.retains_grad
         gradient = tensor.grad if has_grad else None
 

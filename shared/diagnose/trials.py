@@ -47,7 +47,12 @@ class Trials:
         self.least_level = Level.LOSS
         self._watch = StepWatch(step, variables)
         with torch.no_grad():
-            self.start = [v.detach().clone() for v in variables]
+            # The snapshot's own copies, which nobody writes to; others are made.
+            known_values = (snapshot.values.get(id(v)) for v in variables)
+            self.start = [
+                v.detach().clone() if value is None else value
+                for v, value in zip(variables, known_values, strict=True)
+            ]
             known = {id(v) for v in variables}
             held = [
                 p
