@@ -383,9 +383,9 @@ def describe(figure: Figure) -> str:
     for place, ax in enumerate(figure.axes, 1):
         title = ax.get_title("left") or ax.get_title()
         lines.append(
-            f"Panel {place}: {title or 'untitled'}; "
-            f"x: {ax.get_xlabel() or 'unnamed'} ({ax.get_xscale()}); "
-            f"y: {ax.get_ylabel() or 'unnamed'} ({ax.get_yscale()})"
+            f"Panel {place}: {title or 'untitled'}; x: {ax.get_xlabel() or 'unnamed'} "
+            f"({ax.get_xscale()}); y: {ax.get_ylabel() or 'unnamed'} "
+            f"({ax.get_yscale()})"
         )
         lines += [f"  {text}" for text in _describe_artists(ax)]
     return "\n".join(lines)

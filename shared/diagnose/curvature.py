@@ -28,12 +28,7 @@ def curvature(seen: Observation) -> Curvature:
     Products with the Hessian are differences of gradients (C. Lanczos, 1950; B. A.
     Pearlmutter, 1994), here over a move of a hundredth of the variables' size.
     """
-    unit = math.hypot(
-        *(
-            s * math.sqrt(t.numel())
-            for s, t in zip(seen.sizes, seen.trials.start, strict=True)
-        )
-    )
+    unit = seen.length
     width = 1e-2 * max(unit, 1e-3)
     base = _flat(seen.gradient)
     start = _flat(seen.random_direction(7))

@@ -11,7 +11,7 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.flow import STEP_FUNCTIONS, Passage
-from shared.diagnose.observation import Observation, helps, norm
+from shared.diagnose.observation import Observation, helps
 from shared.diagnose.repairs import (
     OtherCalls,
     RightUpdate,
@@ -20,7 +20,8 @@ from shared.diagnose.repairs import (
 )
 from shared.diagnose.report import Evidence, Finding, Note
 from shared.diagnose.watch import Level, StepRecord
-from shared.diagnose.wiring import due_update, spacing
+from shared.diagnose.wiring import due_update
+from shared.probes import ulp
 
 LOSS_SCALE = 2.0**16
 
@@ -97,8 +98,6 @@ def _grew_first(seen: Observation) -> bool:
 
 def _ends_finite(passage: Passage) -> bool:
     after, before = passage.gradient_out, passage.gradient_in
-    if passage.facts.get("born_nan"):
-        return True
     return (
         after is not None
         and before is not None
@@ -177,8 +176,7 @@ def _rounds_away(seen: Observation) -> Iterator[Finding]:
             (Evidence("learning rate", rate, "about 0.001 to 0.1"), *evidence[:1]),
             seen.names(rounded),
             "The learning rate is so small that it is zero in effect: no update "
-            "reaches "
-            "the last digit of a variable.",
+            "reaches the last digit of a variable.",
             'for group in optimizer.param_groups:\n    group["lr"] = 1e-2',
             seen.prove("learning rate 0.01", larger) if like is not None else None,
         )
@@ -220,7 +218,7 @@ def _update_in_spacings(seen: Observation, i: int) -> float:
         if i not in update.holds or gradient is None:
             continue
         size = due_update(update.optimizer, seen.tensors[i], gradient)
-        largest = max(largest, float((size / spacing(update.before[i])).max()))
+        largest = max(largest, float((size / ulp(update.before[i])).max()))
     if not seen.updates:
         return _own_update_in_spacings(seen, i)
     return largest
@@ -252,10 +250,10 @@ def _underflows(seen: Observation) -> Iterator[Finding]:
     share = [float((g != 0).double().mean()) for g in found if g is not None]
     if not share or max(share) < 0.1:
         return
-    if seen.learns and not helps(seen.prove("loss scaled", repair), 0.05):
+    proof = seen.prove(f"loss times {LOSS_SCALE:.0f} in backward", repair)
+    if seen.learns and not helps(proof, 0.05):
         return
     largest = max(float(g.abs().max()) for g in found if g is not None) / LOSS_SCALE
-    proof = seen.prove(f"loss times {LOSS_SCALE:.0f} in backward", repair)
     yield Finding(
         Cause.fp16_underflow,
         1.0,
@@ -374,11 +372,10 @@ def _dead_layer(seen: Observation) -> Passage | None:
 
 def dead_rectifier(record: StepRecord) -> Passage | None:
     """Return a rectifier of a step that is off for all units and examples."""
-    passages = [p for c in record.backwards if c.way for p in c.way.passages]
     return next(
         (
             p
-            for p in passages
+            for p in record.passages
             if p.facts.get("kind") == "rectifier"
             and p.facts["off"] == 1.0
             and p.facts["examples"] > 1
@@ -477,8 +474,7 @@ def _explain_clamp(seen: Observation, end: Passage) -> Iterator[Finding]:
         ),
         (),
         f"Everything that {end.name}() is given lies outside its bounds, or on them. "
-        f"It "
-        "returns the bound, and passes no gradient back.",
+        "It returns the bound, and passes no gradient back.",
         "with torch.no_grad():\n    x.clamp_(low, high)  # project after the step, "
         "instead of a clamp inside the loss",
         proof if helps(proof, 0.0) else None,
@@ -556,8 +552,7 @@ def constant(seen: Observation) -> Finding:
         ),
         (),
         "The objective uses the variables and does not depend on them: as a softmax "
-        "over "
-        "one value, or the sum of something that is normalized to that sum.",
+        "over one value, or the sum of something that is normalized to that sum.",
         "torch.softmax(scores, dim=1)  # over the classes, not over the batch or one "
         "unit",
     )
@@ -578,16 +573,7 @@ def _lower_behind(seen: Observation, end: Passage) -> bool:
         torch.zeros_like(s) if g is None else g
         for g, s in zip(record.fresh(), seen.trials.start, strict=True)
     ]
-    size = norm(gradient)
-    if not size or not math.isfinite(size):
-        return False
-    whole = math.hypot(
-        *(s * math.sqrt(t.numel()) for s, t in zip(seen.sizes, gradient, strict=True))
-    )
-    direction = [-whole / size * g.double() for g in gradient]
-    first = seen.losses[0]
-    found = seen.along(direction, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
-    return any(x < first - 1e-5 * max(abs(first), 1e-12) for x in found.values())
+    return seen.gain_against(gradient) > 1e-5 * max(abs(seen.progress[0]), 1e-12)
 
 
 def _note_minimum(seen: Observation) -> None:

@@ -74,9 +74,7 @@ def diagnose(
             trials=Trials(step, tensors, snapshot, most_steps),
             optimizer=optimizer,
             module=variables if isinstance(variables, torch.nn.Module) else None,
-            loss_fn=loss_fn,
             batch=batch,
-            objective=objective,
             metric=metric,
         )
         return _report(seen)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from shared.probes import ulp
+
 STEP_FUNCTIONS = frozenset(
     [
         "round",
@@ -136,8 +138,8 @@ _NO_FLOW = frozenset(
 )
 
 
-MOST_ENTRIES = 2_000_000
-"""Variables with more entries are not asked for a second gradient."""
+LARGE = 2_000_000
+"""Tensors with more entries are not copied whole, nor asked for a second gradient."""
 
 
 @dataclasses.dataclass
@@ -169,9 +171,6 @@ class Passage:
     facts: dict[str, Any]
     from_variables: int
     shape_in: tuple[int, ...]
-    shape_out: tuple[int, ...]
-    ratio: float | None
-    """Root mean square of the gradient of the input over that of the output."""
     direct: bool
     """Whether the input is a variable, or an elementwise function of one."""
 
@@ -191,7 +190,6 @@ class Way:
     cuts: list[str]
     """Calls at which a value that descends from a variable loses its graph."""
     escapes: list[str]
-    node_names: list[str]
     scale: float
     """The largest value in the last calls before the root."""
     at_variables: dict[int, float]
@@ -340,7 +338,7 @@ class FlowRecorder(TorchFunctionMode):
     def largest_addition(self) -> float:
         """Return the largest number added to a variable in place, in spacings."""
         return max(
-            (size / _spacing(v) for v, size in self.additions),
+            (size / _largest_spacing(v) for v, size in self.additions),
             default=0.0,
         )
 
@@ -381,7 +379,7 @@ class FlowRecorder(TorchFunctionMode):
         """
         calls = self.ancestors(root)
         on_way = [call for call in calls if call.from_variables]
-        leaves, names = leaves_of(root)
+        leaves = _leaves_of(root)
         position = {id(v): i for i, v in enumerate(self._variables)}
         reached = {position[id(leaf)] for leaf in leaves if id(leaf) in position}
         others = [leaf for leaf in leaves if id(leaf) not in position]
@@ -395,7 +393,6 @@ class FlowRecorder(TorchFunctionMode):
             passages=passages,
             cuts=cuts,
             escapes=[name for name, _ in self.escapes],
-            node_names=names,
             scale=max(
                 (
                     float(t.detach().abs().max())
@@ -423,7 +420,7 @@ class FlowRecorder(TorchFunctionMode):
         for call in calls:
             for tensor in (*call.inputs, *call.outputs):
                 # A second gradient of a large variable would cost as much as it does.
-                large = id(tensor) in self._bit and tensor.numel() > MOST_ENTRIES
+                large = id(tensor) in self._bit and tensor.numel() > LARGE
                 if tensor.requires_grad and tensor.is_floating_point() and not large:
                     wanted[id(tensor)] = tensor
         if not wanted:
@@ -459,8 +456,6 @@ class FlowRecorder(TorchFunctionMode):
             | {"after_layer": self._after_layer(call)},
             from_variables=call.from_variables,
             shape_in=tuple(value_in.shape) if value_in is not None else (),
-            shape_out=tuple(value_out.shape),
-            ratio=_passed(gradients, value_in, value_out),
             direct=value_in is not None and self._is_direct(value_in),
         )
 
@@ -713,11 +708,9 @@ class _NoHooks:
 _ADDITIONS = frozenset(("add_", "sub_", "__iadd__", "__isub__", "subtract_"))
 
 
-def _spacing(values: torch.Tensor) -> float:
+def _largest_spacing(values: torch.Tensor) -> float:
     """Return the distance from the largest entry to the next number of its format."""
-    largest = float(values.detach().abs().max())
-    exponent = math.floor(math.log2(largest)) if largest > 0 else -126
-    return 2.0**exponent * torch.finfo(values.dtype).eps
+    return float(ulp(values.detach().abs().max()))
 
 
 def _size_of(added: Any, kwargs: dict) -> float:
@@ -728,22 +721,21 @@ def _size_of(added: Any, kwargs: dict) -> float:
     return factor * abs(added) if isinstance(added, (int, float)) else 0.0
 
 
-def leaves_of(root: torch.Tensor) -> tuple[list[torch.Tensor], list[str]]:
-    """Return the leaves that a tensor's graph ends in, and the names of its nodes."""
+def _leaves_of(root: torch.Tensor) -> list[torch.Tensor]:
+    """Return the leaves that a tensor's graph ends in."""
     if root.grad_fn is None:
-        return ([root] if root.requires_grad else []), []
-    leaves, names, seen, queue = [], [], {root.grad_fn}, [root.grad_fn]
+        return [root] if root.requires_grad else []
+    leaves, seen, queue = [], {root.grad_fn}, [root.grad_fn]
     while queue:
         node = queue.pop()
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, torch.Tensor):
             leaves.append(leaf)
-        names.append(node.name())
         for after, _ in node.next_functions:
             if after is not None and after not in seen:
                 seen.add(after)
                 queue.append(after)
-    return leaves, names
+    return leaves
 
 
 def _loses_graph(call: Call) -> bool:
@@ -769,18 +761,6 @@ def _largest(
     extremes = [torch.aminmax(g.detach()) for g in map(_dense, found)]
     sizes = [max(float(e.max), -float(e.min)) for e in extremes]
     return max(sizes, key=lambda size: (size != size, size))
-
-
-def _passed(
-    gradients: dict[int, torch.Tensor],
-    value_in: torch.Tensor | None,
-    value_out: torch.Tensor,
-) -> float | None:
-    before, after = gradients.get(id(value_in)), gradients.get(id(value_out))
-    if before is None or after is None or not after.numel():
-        return None
-    sizes = [_dense(g).norm(dtype=torch.float64) for g in (before, after)]
-    return float(sizes[0] / sizes[1]) if sizes[1] > 0 else None
 
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor:
@@ -831,7 +811,6 @@ def _flat_by_slope(
             "kind": kind,
             "flat": (steepness < 1e-2).float().mean().item(),
             "exactly_flat": (slope(y) == 0).float().mean().item(),
-            "median_input": x.abs().median().item(),
         }
 
     return measure
@@ -867,9 +846,6 @@ def _are_probabilities(x: torch.Tensor, dim: int) -> bool:
 
 
 def _clamp(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:
-    low, high = y.min(), y.max()
-    changed = x != y
-    at_edge = (y == low) | (y == high) if y.numel() > 1 else torch.ones_like(changed)
     bounds = [
         b
         for b in (*call.args[1:3], call.kwargs.get("min"), call.kwargs.get("max"))
@@ -880,8 +856,7 @@ def _clamp(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, An
         "kind": "clamp",
         "two_sided": not pair
         and (call.name in ("hardtanh", "relu6", "hardsigmoid") or len(bounds) > 1),
-        "outside": changed.float().mean().item(),
-        "at_edge": at_edge.float().mean().item(),
+        "outside": (x != y).float().mean().item(),
     }
 
 
@@ -900,8 +875,6 @@ def _cross_entropy(
         "kind": "cross_entropy",
         "classes": scores.shape[dim],
         "fed_probabilities": not is_log and _are_probabilities(scores.detach(), dim),
-        "fed_negative_scores": is_log and bool((scores > 0).any()),
-        "is_log": is_log,
     }
     if target.dtype == torch.long:
         facts |= _masked_targets(target, weight, ignored, scores.shape[dim])
@@ -920,11 +893,7 @@ def _masked_targets(
         counted &= weight[valid] != 0
     present = flat.unique().tolist()
     lost = [c for c in present if 0 <= c < classes and not counted[flat == c].any()]
-    return {
-        "counted": counted.float().mean().item(),
-        "classes_lost": lost,
-        "classes_present": len(present),
-    }
+    return {"counted": counted.float().mean().item(), "classes_lost": lost}
 
 
 def _is_padding(ignored: torch.Tensor) -> bool:
@@ -993,7 +962,7 @@ def _shift(
     numbers = [a for a in call.args if isinstance(a, (int, float)) and a]
     numbers += [t.item() for t in call.inputs if t.numel() == 1 and not bits_of(t)]
     if numbers and numbers[0] and x.shape == y.shape and bool((x == y).all()):
-        facts["lost_shift"] = abs(numbers[0]) / _spacing(x)
+        facts["lost_shift"] = abs(numbers[0]) / _largest_spacing(x)
     return facts
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from shared.diagnose.causes import Cause
+from shared.diagnose.loss_faults import are_classes
 from shared.diagnose.observation import Observation, helps
 from shared.diagnose.repairs import Standardized, standardized
 from shared.diagnose.report import Evidence, Finding, Proof
@@ -130,16 +131,11 @@ def _compared(seen: Observation) -> tuple[torch.Tensor, torch.Tensor] | None:
 
 def _base_loss(y: torch.Tensor) -> float:
     """Return the loss of the best constant answer: entropy, or variance."""
-    if _are_classes(y):
+    if are_classes(y):
         counts = y.flatten().unique(return_counts=True)[1].double()
         shares = counts / counts.sum()
         return float(-(shares * shares.log()).sum())
     return float(y.double().var())
-
-
-def _are_classes(y: torch.Tensor) -> bool:
-    few = y.unique().numel() <= max(2, len(y) // 3)
-    return bool((y == y.round()).all()) and few
 
 
 def _neighbor_agreement(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
@@ -150,7 +146,7 @@ def _neighbor_agreement(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]
     distance = torch.cdist(x, x)
     distance.fill_diagonal_(math.inf)
     near = distance.topk(5, largest=False).indices
-    classes = _are_classes(y)
+    classes = are_classes(y)
 
     def agreement(target: torch.Tensor) -> float:
         if classes:

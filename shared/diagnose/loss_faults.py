@@ -35,8 +35,7 @@ def _in_all_steps(seen: Observation, fact: str) -> list[Passage]:
     """Return a fact's passages if each step watched in detail has one."""
     found = []
     for record in seen.detailed:
-        ways = [c.way for c in record.backwards if c.way is not None]
-        ways = ways or ([record.return_way] if record.return_way else [])
+        ways = record.ways or ([record.return_way] if record.return_way else [])
         here = [p for way in ways for p in way.passages if p.facts.get(fact)]
         if not here:
             return []
@@ -134,12 +133,7 @@ def _masked_out(seen: Observation) -> Iterator[Finding]:
         not lost
         and seen.detailed
         and all(
-            any(
-                p.facts.get("counted") == 0.0
-                for c in r.backwards
-                if c.way
-                for p in c.way.passages
-            )
+            any(p.facts.get("counted") == 0.0 for p in r.passages)
             for r in seen.detailed
         )
     ):
@@ -151,8 +145,7 @@ def _masked_out(seen: Observation) -> Iterator[Finding]:
             f"{counted:.3g} of the targets; none of class "
             + ", ".join(map(str, lost[0].facts["classes_lost"][:5])),
             "The loss leaves out every target of a class: ignore_index names it, or "
-            "its "
-            "weight is zero.",
+            "its weight is zero.",
         )
         return
     shares = [_silent_rows(record) for record in seen.detailed]
@@ -203,7 +196,7 @@ def _silent_classes(seen: Observation) -> list[int]:
     for record in seen.detailed:
         rows = [m.gradient_rows for m in record.modules if m.gradient_rows is not None]
         target = seen.batch[1].flatten()
-        if not rows or len(rows[-1]) != len(target) or not _are_classes(target):
+        if not rows or len(rows[-1]) != len(target) or not are_classes(target):
             return []
         zero = rows[-1] == 0
         outputs = [m.output for m in record.modules if m.gradient_rows is not None]
@@ -232,7 +225,8 @@ def _not_yet_right(
     )
 
 
-def _are_classes(target: torch.Tensor) -> bool:
+def are_classes(target: torch.Tensor) -> bool:
+    """Whether targets are whole numbers, each of which occurs again and again."""
     few = target.unique().numel() <= max(2, len(target) // 3)
     return few and bool((target == target.round()).all())
 

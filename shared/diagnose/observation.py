@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -42,9 +41,7 @@ class Observation:
         trials: runs the step from the kept state.
         optimizer: the reader's, or None.
         module: the module that `variables` was, if it was one.
-        loss_fn: compares a prediction with a target, if the reader named it.
         batch: inputs and targets, if the reader named them.
-        objective: a function of the variable, if the reader named it.
         metric: gives a number that should rise, if the reader named it.
     """
 
@@ -52,9 +49,7 @@ class Observation:
     trials: Trials
     optimizer: torch.optim.Optimizer | None = None
     module: torch.nn.Module | None = None
-    loss_fn: Callable[..., torch.Tensor] | None = None
     batch: tuple[torch.Tensor, torch.Tensor] | None = None
-    objective: Callable[..., Any] | None = None
     metric: Callable[[], float] | None = None
     notes: list[Note] = dataclasses.field(default_factory=list)
     skipped: list[str] = dataclasses.field(default_factory=list)
@@ -123,7 +118,7 @@ class Observation:
     @cached_property
     def ways(self) -> list[Way]:
         """All ways from the variables to a loss that were examined."""
-        found = [c.way for r in self.detailed for c in r.backwards if c.way is not None]
+        found = [way for record in self.detailed for way in record.ways]
         if not found:
             found = [r.return_way for r in self.detailed if r.return_way is not None]
         return found
@@ -320,6 +315,16 @@ class Observation:
             found.append(max(size, SMALLEST_SIZE) if usable else 1.0)
         return found
 
+    @cached_property
+    def length(self) -> float:
+        """The length of all variables together, by their `sizes`."""
+        return math.hypot(
+            *(
+                size * math.sqrt(start.numel())
+                for size, start in zip(self.sizes, self.trials.start, strict=True)
+            )
+        )
+
     def random_direction(
         self, seed: int, which: Sequence[int] | None = None
     ) -> list[torch.Tensor]:
@@ -381,23 +386,18 @@ class Observation:
         lowest = min(found, default=first)
         return lowest if lowest < first - 1e-5 * max(abs(first), 1e-12) else None
 
-    @cached_property
-    def lower_along_gradient(self) -> bool:
-        """Whether large moves against the gradient lower the loss."""
-        size = self.gradient_norm
+    def gain_against(self, gradient: Sequence[torch.Tensor]) -> float:
+        """Return by how much the loss falls on the way against a gradient, at most.
+
+        Moves are 0.03 to 10 times as long as all variables together; 0 if none helps.
+        """
+        size = norm(gradient)
         if not size or not math.isfinite(size):
-            return False
-        whole = math.hypot(
-            *(
-                s * math.sqrt(t.numel())
-                for s, t in zip(self.sizes, self.gradient, strict=True)
-            )
-        )
-        direction = [-whole / size * g for g in self.gradient]
-        start = self.progress[0]
+            return 0.0
+        direction = [-self.length / size * g.double() for g in gradient]
         found = self.along(direction, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
-        least = 1e-3 * max(abs(start), 1e-3)
-        return any(x < start - least for x in found.values())
+        start = self.progress[0]
+        return max((start - x for x in found.values() if x < start), default=0.0)
 
     def ascends(self) -> bool:
         """Whether the step returns a score that it raises on purpose."""

@@ -228,8 +228,7 @@ def _note_minimum(seen: Observation, bend: Curvature | None = None) -> None:
     seen.notes.append(
         Note(
             f"The gradient's norm is {seen.gradient_norm:.3g}, and no probe finds a "
-            f"lower "
-            f"loss nearby: this is a minimum.{lowest}",
+            f"lower loss nearby: this is a minimum.{lowest}",
             Cause.at_minimum,
         )
     )
@@ -328,8 +327,7 @@ def _too_small(
         "The updates point the right way and are far too small: one of them, made "
         f"{best:g} times as long, would gain more than all of them.",
         "optimizer = torch.optim.SGD(parameters, lr=larger)  # or a smaller eps in "
-        "Adam, "
-        "a larger loss scale",
+        "Adam, a larger loss scale",
         proof,
     )
 
@@ -441,8 +439,7 @@ def _noise(seen: Observation) -> Iterator[Finding]:
         "The gradient changes from draw to draw by more than it is: the variables move "
         "at random. Averaged over more draws it has a direction.",
         "loader = DataLoader(data, batch_size=larger)  # or several draws a step, and "
-        "a "
-        "smaller learning rate",
+        "a smaller learning rate",
     )
 
 

@@ -180,12 +180,8 @@ def _html_finding(number: int, finding: Finding) -> str:
         f"<p>Chapter: <code>{finding.chapter}</code></p>" if finding.chapter else ""
     )
     return (
-        f"<p><strong>{number}. <code>{finding.cause}</code></strong> "
-        f"(confidence {finding.confidence:.2f})</p>"
-        f"<p>{html.escape(finding.explanation)}</p>"
-        "<table><thead><tr><th>evidence</th><th>measured</th><th>expected</th></tr>"
-        f"</thead><tbody>{rows}</tbody></table>{named}"
-        f"<p>Repair:</p><pre>{html.escape(finding.repair)}</pre>{proof}{chapter}"
+        f"<p><strong>{number}. <code>{finding.cause}</code></strong> (confidence "
+        f"{finding.confidence:.2f})</p><p>{html.escape(finding.explanation)}</p><table><thead><tr><th>evidence</th><th>measured</th><th>expected</th></tr></thead><tbody>{rows}</tbody></table>{named}<p>Repair:</p><pre>{html.escape(finding.repair)}</pre>{proof}{chapter}"
     )
 
 

@@ -97,9 +97,7 @@ class Snapshot:
         self.values: dict[int, torch.Tensor] = {}
         self._places: dict[int, list[Callable[[], Any]]] = {}
         self._trained = {id(tensor) for tensor in self.trained}
-        self.tensors: list[torch.Tensor] = []
         self.optimizers: list[torch.optim.Optimizer] = []
-        self.modules: list[torch.nn.Module] = []
         self._keep_global_generators()
         queue: deque[Any] = deque(self.roots)
         while queue and len(self._seen) < MOST_OBJECTS:
@@ -188,7 +186,6 @@ class Snapshot:
             yield from self._keep_object(one)
 
     def _keep_tensor(self, tensor: torch.Tensor) -> Iterator[Any]:
-        self.tensors.append(tensor)
         data, requires_grad = tensor.data, tensor.requires_grad
         wanted = (tensor.is_leaf and requires_grad) or id(tensor) in self._trained
         # An expanded view holds one number in many places: its base is kept instead.
@@ -331,8 +328,6 @@ class Snapshot:
     def _keep_object(self, one: object) -> Iterator[Any]:
         if isinstance(one, torch.optim.Optimizer):
             self.optimizers.append(one)
-        elif isinstance(one, torch.nn.Module):
-            self.modules.append(one)
         space = getattr(one, "__dict__", None)
         if isinstance(space, dict):
             yield space

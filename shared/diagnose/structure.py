@@ -117,7 +117,8 @@ def _saturated(seen: Observation) -> Iterator[Finding]:
         for p in flat
         if p.gradient_out and (_loses(p) < 1e-2 or p.facts["exactly_flat"] > 0.5)
     ]
-    if not loses or not seen.lower_along_gradient:
+    least = 1e-3 * max(abs(seen.progress[0]), 1e-3)
+    if not loses or not seen.gain_against(seen.gradient) > least:
         return
     worst = min(loses, key=_loses)
     yield Finding(
@@ -137,8 +138,7 @@ def _saturated(seen: Observation) -> Iterator[Finding]:
         ),
         (),
         f"Nearly all outputs of a {worst.facts['kind']} sit on its flat part, where "
-        f"its "
-        "derivative is near zero: what lies before it gets next to no gradient.",
+        "its derivative is near zero: what lies before it gets next to no gradient.",
         "torch.nn.init.xavier_normal_(layer.weight)  # smaller scores; normalize the "
         "inputs;\nor the loss of the scores: cross_entropy(scores, target)",
     )
@@ -180,8 +180,7 @@ def _vanishing(seen: Observation) -> Iterator[Finding]:
         ),
         (),
         "Each layer multiplies the gradient by a small factor on its way back. After "
-        "all "
-        "of them next to nothing is left for the first ones.",
+        "all of them next to nothing is left for the first ones.",
         "y = x + layer(x)  # residual connections; ReLU with He initialization; "
         "normalization",
     )
@@ -189,7 +188,7 @@ def _vanishing(seen: Observation) -> Iterator[Finding]:
 
 def _sizes_by_depth(seen: Observation) -> list[float]:
     """Return the gradients' sizes along the way, from the variables to the loss."""
-    ways = [c.way for r in seen.detailed[-1:] for c in r.backwards if c.way is not None]
+    ways = seen.detailed[-1].ways if seen.detailed else []
     if not ways:
         return []
     for passage in ways[0].passages:
@@ -252,10 +251,9 @@ def _collapsed_pairs(seen: Observation) -> Iterator[Finding]:
         return
     counts = {len(t) for t in rows}
     for record in seen.detailed:
-        passages = [p for c in record.backwards if c.way for p in c.way.passages]
         found = [
             p
-            for p in passages
+            for p in record.passages
             if p.facts.get("rows_equal") and p.shape_in and p.shape_in[0] in counts
         ]
         if not found:
@@ -314,8 +312,7 @@ def _penalty(seen: Observation) -> Iterator[Finding]:
 
 def _data_term(record: StepRecord) -> tuple[float, float, float] | None:
     """Return data part, penalty part and the ratio of their gradients' norms."""
-    ways = [c.way for c in record.backwards if c.way is not None]
-    terms = ways[0].terms if ways else []
+    terms = record.ways[0].terms if record.ways else []
     data = [t for t in terms if t.uses_data]
     penalty = [t for t in terms if not t.uses_data]
     if not data or not penalty:
@@ -336,14 +333,12 @@ def _norm_of_sum(terms: Sequence[Term]) -> float:
 
 def _decay(seen: Observation) -> Iterator[Finding]:
     """Regularization pulls harder than the data."""
-    if seen.optimizer is None and not seen.optimizers:
-        return
     strengths = [
-        (float(g.get("weight_decay", 0) or 0), o, g)
-        for o in seen.optimizers
-        for g in o.param_groups
+        float(group.get("weight_decay", 0) or 0)
+        for optimizer in seen.optimizers
+        for group in optimizer.param_groups
     ]
-    strongest = max((s for s, _, _ in strengths), default=0.0)
+    strongest = max(strengths, default=0.0)
     if strongest <= 0:
         return
     which = [i for i in seen.trainable if seen.stepped[i]]
@@ -355,7 +350,7 @@ def _decay(seen: Observation) -> Iterator[Finding]:
     )
     if pull < 0.5 * gradient or sizes[0] > sizes[1]:
         return
-    like = seen.optimizer or seen.optimizers[0]
+    like = seen.optimizers[0]
     repair = RightUpdate(seen.tensors, which, like, weight_decay=0.0)
     proof = seen.prove("weight_decay=0", repair, steps=16)
     if not helps(proof, 0.02):

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from shared.diagnose.flow import LARGE
 from shared.diagnose.repairs import Repair
 from shared.diagnose.state import Snapshot
-from shared.diagnose.watch import LARGEST_KEPT, Level, StepRecord, StepWatch
+from shared.diagnose.watch import Level, StepRecord, StepWatch
 
 Values = Sequence[torch.Tensor]
 
@@ -63,9 +64,9 @@ class Trials:
             self._others = [
                 (p, p.detach().clone())
                 for p in held
-                if id(p) not in known and p.numel() <= LARGEST_KEPT
+                if id(p) not in known and p.numel() <= LARGE
             ]
-        self.large = sum(v.numel() for v in variables) > LARGEST_KEPT
+        self.large = sum(v.numel() for v in variables) > LARGE
 
     @property
     def steps_left(self) -> int:

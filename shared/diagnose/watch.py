@@ -20,10 +20,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from shared.diagnose.flow import FlowRecorder, Way, tensors_in
-
-LARGEST_KEPT = 2_000_000
-"""Entries up to which a variable's values are kept whole, step by step."""
+from shared.diagnose.flow import LARGE, FlowRecorder, Passage, Way, tensors_in
 
 ENTRIES_KEPT = 100_000
 """How many entries are kept of a larger one."""
@@ -95,7 +92,6 @@ class StepRecord:
     loss: float = math.nan
     returned: Any = None
     error: BaseException | None = None
-    returned_has_graph: bool = False
     before: list[torch.Tensor] = dataclasses.field(default_factory=list)
     after: list[torch.Tensor] = dataclasses.field(default_factory=list)
     backwards: list[BackwardCall] = dataclasses.field(default_factory=list)
@@ -119,8 +115,6 @@ class StepRecord:
     """A number that the step adds to a variable and loses, in spacings; 0 if none."""
     written: bool = False
     """Whether the step's own code wrote to a variable in place."""
-    at_end: list[torch.Tensor | None] = dataclasses.field(default_factory=list)
-    """The variables' ``.grad`` when the step has ended."""
 
     def fresh(self) -> list[torch.Tensor | None]:
         """Return each variable's gradient, summed over the step's backward calls."""
@@ -130,6 +124,16 @@ class StepRecord:
                 if gradient is not None:
                     total[i] = gradient if total[i] is None else total[i] + gradient
         return total
+
+    @property
+    def ways(self) -> list[Way]:
+        """The ways to the roots of the step's backward calls, of those examined."""
+        return [call.way for call in self.backwards if call.way is not None]
+
+    @property
+    def passages(self) -> list[Passage]:
+        """The calls on these ways."""
+        return [passage for way in self.ways for passage in way.passages]
 
     def moved(self) -> list[float]:
         """Return the norm of each variable's change."""
@@ -163,7 +167,7 @@ def dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
 def kept(values: torch.Tensor) -> torch.Tensor:
     """Return a copy of a tensor; of a large one, of evenly spread entries."""
     found = values.detach()
-    if found.numel() <= LARGEST_KEPT:
+    if found.numel() <= LARGE:
         return found.clone()
     flat = found.reshape(-1)
     return flat[:: max(flat.numel() // ENTRIES_KEPT, 1)].clone()
@@ -174,7 +178,8 @@ def _copy(gradient: torch.Tensor | None) -> torch.Tensor | None:
     return None if found is None else kept(found)
 
 
-def _is_something(gradient: torch.Tensor | None) -> bool:
+def is_something(gradient: torch.Tensor | None) -> bool:
+    """Whether there is a gradient, and it has an entry other than zero."""
     return gradient is not None and bool(torch.count_nonzero(dense(gradient)))
 
 
@@ -230,15 +235,13 @@ class StepWatch:
                 -1
             ].value  # the loss that could not be walked back
         record.loss = math.nan if number is None else self.sign * number
-        if isinstance(record.returned, torch.Tensor):
-            record.returned_has_graph = record.returned.requires_grad
-            if self._recorder is not None and record.returned.numel() == 1:
-                record.return_way = self._recorder.examine(
-                    record.returned, detailed=False
-                )
+        is_single = isinstance(record.returned, torch.Tensor) and (
+            record.returned.numel() == 1
+        )
+        if self._recorder is not None and is_single:
+            record.return_way = self._recorder.examine(record.returned, detailed=False)
         with torch.no_grad():
             record.after = [kept(v) for v in self.variables]
-        record.at_end = [_copy(_stored(v)) for v in self.variables]
         if self._recorder is not None:
             for call in self._recorder.calls:
                 if call.from_gradient:
@@ -302,7 +305,7 @@ class StepWatch:
             value=float(roots[0].detach().sum()) if roots else math.nan,
             has_graph=any(root.requires_grad for root in roots),
             fresh=[None] * len(self.variables),
-            left_over=[_is_something(gradient) for gradient in stored],
+            left_over=[is_something(gradient) for gradient in stored],
             asked=asked,
             way=None,
             in_half=any(root.dtype == torch.float16 for root in roots),
@@ -328,7 +331,7 @@ class StepWatch:
         for i, variable in enumerate(self.variables):
             after = _stored(variable)
             if after is None or (after is stored[i] and before[i] is None):
-                untouched = after is None or not _is_something(after)
+                untouched = after is None or not is_something(after)
                 call.fresh[i] = (
                     None
                     if after is None or (untouched and not self._in_graph(call, i))
@@ -348,7 +351,7 @@ class StepWatch:
         return call.way is None or i in call.way.reached_by_graph
 
     def _examine(self, roots: Sequence[torch.Tensor], call: BackwardCall) -> None:
-        examined = sum(c.way is not None for c in self._record.backwards)
+        examined = len(self._record.ways)
         if self._recorder is None or examined >= MOST_EXAMINED or not roots:
             return
         with self._recorder_paused(), self._own_look():
@@ -413,10 +416,10 @@ class StepWatch:
             before=[kept(v) for v in self.variables],
             after=[],
             others=len(others),
-            others_with_gradient=sum(_is_something(p.grad) for p in others),
+            others_with_gradient=sum(is_something(p.grad) for p in others),
             copies_moved=0,
         )
-        self._others = [(p, kept(p)) for p in others if _is_something(p.grad)]
+        self._others = [(p, kept(p)) for p in others if is_something(p.grad)]
         self._record.updates.append(update)
         self._record.log.append(update)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)

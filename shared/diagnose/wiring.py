@@ -21,7 +21,8 @@ from shared.diagnose.repairs import (
     keep_graph_on,
 )
 from shared.diagnose.report import Evidence, Finding, Note
-from shared.diagnose.watch import StepRecord, UpdateCall
+from shared.diagnose.watch import StepRecord, UpdateCall, is_something
+from shared.probes import ulp
 
 
 def wiring(seen: Observation) -> Iterator[Finding]:
@@ -63,7 +64,7 @@ def _broken_link(seen: Observation, i: int) -> Cause | None:
     if not seen.stepped[i]:
         return _not_stepped(seen, i)
     entries = [u.at_entry[i] for u in seen.updates if i in u.holds]
-    if not any(_something(gradient) for gradient in entries):
+    if not any(is_something(gradient) for gradient in entries):
         return Cause.zero_grad_before_step
     if all(_rate(u) == 0 for u in seen.updates if i in u.holds):
         return Cause.lr_zero
@@ -80,7 +81,7 @@ def _broken_link(seen: Observation, i: int) -> Cause | None:
 def _not_stepped(seen: Observation, i: int) -> Cause | None:
     if seen.held_by(i):
         return Cause.step_missing
-    if any(_moves_others_by_gradient(u) for u in seen.updates):
+    if any(u.copies_moved for u in seen.updates):
         return Cause.update_written_to_copy
     if any(o.param_groups for o in seen.optimizers):
         return Cause.optimizer_holds_other_tensors
@@ -94,15 +95,6 @@ def _not_stepped(seen: Observation, i: int) -> Cause | None:
     for record in seen.detailed:
         bits |= record.gradient_copied
     return Cause.update_written_to_copy if bits else Cause.step_missing
-
-
-def _moves_others_by_gradient(update: UpdateCall) -> bool:
-    """Whether an optimizer moves copies of the variables instead."""
-    return bool(update.copies_moved)
-
-
-def _something(gradient: torch.Tensor | None) -> bool:
-    return gradient is not None and bool(torch.count_nonzero(gradient))
 
 
 def _rate(update: UpdateCall) -> float:
@@ -135,7 +127,7 @@ def _write_would_show(seen: Observation, i: int) -> bool:
         if isinstance(update.optimizer, torch.optim.LBFGS):
             return False
         change = due_update(update.optimizer, seen.tensors[i], gradient)
-        if (change > spacing(update.before[i])).double().mean() > 0.5:
+        if (change > ulp(update.before[i])).double().mean() > 0.5:
             return True
     return False
 
@@ -165,16 +157,6 @@ def _projected_back(seen: Observation, i: int) -> bool:
             if not bool(((moved == end) | high | low).all()):
                 return False
     return True
-
-
-def spacing(values: torch.Tensor) -> torch.Tensor:
-    """Return the distance from each stored number to the next larger one."""
-    size = values.detach().abs()
-    if not size.is_floating_point():
-        return torch.ones_like(size)
-    info = torch.finfo(size.dtype)
-    exponent = torch.floor(torch.log2(size.double().clamp_min(info.tiny)))
-    return torch.exp2(exponent) * info.eps
 
 
 # -- explanations ---------------------------------------------------------------------
@@ -212,7 +194,7 @@ def _explain_non_leaf(seen: Observation, which: Sequence[int]) -> Iterator[Findi
         (
             Evidence("is_leaf", "False", "True"),
             Evidence(
-                "computed by", str(seen.tensors[which[0]].grad_fn), "nothing (a leaf)"
+                "computed by", seen.tensors[which[0]].grad_fn.name(), "nothing (a leaf)"
             ),
         ),
         seen.names(which),
@@ -318,10 +300,7 @@ def _cut(
     )
     proof = None
     if where in CUTS or where == "no_grad":
-        proof = seen.prove(
-            f"{call} left out",
-            _with_own_update(seen, which),
-        )
+        proof = seen.prove(f"{call} left out", _KeptGraph(seen, which))
         if proof is not None and not helps(proof, 0.0):
             proof = None
     return Finding(
@@ -370,13 +349,8 @@ class _KeptGraph(OtherCalls):
         self._mode.paused = False
 
 
-def _with_own_update(seen: Observation, which: Sequence[int]) -> OtherCalls:
-    return _KeptGraph(seen, which)
-
-
 def _stepwise(seen: Observation, which: Sequence[int], steps: Sequence[str]) -> Finding:
     where = steps[0] if steps else "a call outside torch"
-    proof = None
     return Finding(
         Cause.nondifferentiable_op,
         1.0 if steps else 0.8,
@@ -388,11 +362,17 @@ def _stepwise(seen: Observation, which: Sequence[int], steps: Sequence[str]) -> 
         f"Between these variables and the loss stands {where}(): its value is constant "
         "but for jumps, so its derivative is zero or missing, and no gradient passes.",
         "Replace it by something smooth in training: softmax for arg-max, sigmoid for "
-        "a "
-        "threshold,\nor keep its value and pass the gradient on (straight-through):\n"
+        "a threshold,\n"
+        "or keep its value and pass the gradient on (straight-through):\n"
         "y = x + (x.round() - x).detach()",
-        proof,
     )
+
+
+def _gradient_given(
+    seen: Observation, which: Sequence[int], when: str = ""
+) -> Evidence:
+    largest = max(seen.fresh_largest[i] for i in which)
+    return Evidence(f"largest gradient entry{when}", largest, "above 0")
 
 
 def _not_used(seen: Observation, which: Sequence[int]) -> Finding:
@@ -423,11 +403,7 @@ def _explain_step_missing(seen: Observation, which: Sequence[int]) -> Iterator[F
         Cause.step_missing,
         1.0,
         (
-            Evidence(
-                "largest gradient entry",
-                max(seen.fresh_largest[i] for i in which),
-                "above 0",
-            ),
+            _gradient_given(seen, which),
             Evidence(
                 "calls of optimizer.step() for these variables",
                 0,
@@ -436,9 +412,8 @@ def _explain_step_missing(seen: Observation, which: Sequence[int]) -> Iterator[F
             Evidence("an optimizer holds them", "yes" if held else "no", "yes"),
         ),
         seen.names(which),
-        "Gradients arrive, and nothing applies them: in "
-        f"{len(seen.records)} steps no optimizer that holds these variables was "
-        f"called.",
+        f"Gradients arrive, and nothing applies them: in {len(seen.records)} steps no "
+        "optimizer that holds these variables was called.",
         "loss.backward()\noptimizer.step()  # with parentheses, once per update",
         proof,
     )
@@ -481,11 +456,7 @@ def _explain_cleared(seen: Observation, which: Sequence[int]) -> Iterator[Findin
         Cause.zero_grad_before_step,
         1.0,
         (
-            Evidence(
-                "largest gradient entry after backward",
-                max(seen.fresh_largest[i] for i in which),
-                "above 0",
-            ),
+            _gradient_given(seen, which, " after backward"),
             Evidence(
                 "the same at the entry of optimizer.step()", 0, "as after backward"
             ),
@@ -542,7 +513,7 @@ def _cleared_though_moving(seen: Observation) -> Iterator[Finding]:
         if (
             len(entries) >= 2
             and seen.fresh_largest[i] > 0
-            and not any(_something(gradient) for gradient in entries)
+            and not any(is_something(gradient) for gradient in entries)
         ):
             which.append(i)
     if which and any(seen.moves[i] for i in which):
@@ -602,19 +573,14 @@ def _explain_copy(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
         Cause.update_written_to_copy,
         0.95,
         (
-            Evidence(
-                "largest gradient entry",
-                max(seen.fresh_largest[i] for i in which),
-                "above 0",
-            ),
+            _gradient_given(seen, which),
             Evidence("variables that changed", "0", f"{len(which)}"),
             Evidence("an update is computed", "yes", "yes"),
         ),
         seen.names(which),
         "The step computes an update from the gradient and writes it to another "
-        "tensor: "
-        "a local name, a copy, an indexed selection, or values that are overwritten "
-        "again. The variable itself stays as it was.",
+        "tensor: a local name, a copy, an indexed selection, or values that are "
+        "overwritten again. The variable itself stays as it was.",
         "with torch.no_grad():\n    for p in model.parameters():\n"
         "        p.sub_(learning_rate * p.grad)  # in place, not p = p - ...",
         proof,
@@ -643,17 +609,12 @@ def _explain_rate_zero(seen: Observation, which: Sequence[int]) -> Iterator[Find
         1.0,
         (
             Evidence("learning rate in all watched steps", 0, "above 0"),
-            Evidence(
-                "largest gradient entry",
-                max(seen.fresh_largest[i] for i in which),
-                "above 0",
-            ),
+            _gradient_given(seen, which),
         ),
         seen.names(which),
         "Everything is connected, and the learning rate is zero, so each update is.",
         'for group in optimizer.param_groups:\n    group["lr"] = 1e-2  # and look at '
-        "the "
-        "scheduler",
+        "the scheduler",
         proof,
     )
 
@@ -757,9 +718,6 @@ def _unregistered(seen: Observation) -> Iterator[Finding]:
     used = {id(leaf) for way in seen.ways for leaf in way.other_leaves}
     held = {id(p) for o in seen.optimizers for g in o.param_groups for p in g["params"]}
     lost = [name for name, t in hidden if id(t) in used and id(t) not in held]
-    if not lost:
-        lost = [name for name, t in hidden if id(t) in used and not _listed(seen, t)]
-        lost = [] if held else lost
     if lost:
         yield Finding(
             Cause.unregistered_parameters,
@@ -774,17 +732,11 @@ def _unregistered(seen: Observation) -> Iterator[Finding]:
             ),
             tuple(lost),
             "The module uses tensors that it does not list in parameters(): they are "
-            "in a "
-            "plain list, dict or attribute. They get gradients, and nobody trains "
-            "them.",
+            "in a plain list, dict or attribute. They get gradients, and nobody "
+            "trains them.",
             "self.layers = nn.ModuleList(layers)  # or nn.ModuleDict, "
-            "nn.ParameterList, "
-            "nn.Parameter",
+            "nn.ParameterList, nn.Parameter",
         )
-
-
-def _listed(seen: Observation, tensor: torch.Tensor) -> bool:
-    return any(tensor is other for other in seen.tensors)
 
 
 def _hidden_tensors(
