@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from shared.diagnose.causes import Cause
-from shared.diagnose.flow import STEP_FUNCTIONS, Passage
+from shared.diagnose.flow import Passage
 from shared.diagnose.observation import Observation, helps
 from shared.diagnose.repairs import (
     OtherCalls,
@@ -19,6 +19,7 @@ from shared.diagnose.repairs import (
     pass_straight_through,
 )
 from shared.diagnose.report import Evidence, Finding, Note
+from shared.diagnose.torch_calls import STEP_FUNCTIONS
 from shared.diagnose.watch import Level, StepRecord
 from shared.diagnose.wiring import due_update
 from shared.probes import ulp

@@ -7,157 +7,31 @@ its gradient, and so finds the call in which the gradient ends.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from shared.probes import ulp
-
-STEP_FUNCTIONS = frozenset(
-    [
-        "round",
-        "floor",
-        "ceil",
-        "trunc",
-        "fix",
-        "sign",
-        "sgn",
-        "heaviside",
-        "frac",
-        "floor_divide",
-        "__floordiv__",
-        "gt",
-        "lt",
-        "ge",
-        "le",
-        "eq",
-        "ne",
-        "__gt__",
-        "__lt__",
-        "__ge__",
-        "__le__",
-        "__eq__",
-        "__ne__",
-        "greater",
-        "less",
-        "argmax",
-        "argmin",
-        "argsort",
-        "long",
-        "int",
-        "short",
-        "bool",
-        "byte",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-        "bincount",
-        "histc",
-        "searchsorted",
-        "bucketize",
-        "multinomial",
-        "bernoulli",
-        "one_hot",
-        "nonzero",
-        "isclose",
-        "__rfloordiv__",
-        "nms",
-        "topk_indices",
-        "round_",
-        "floor_",
-        "ceil_",
-        "trunc_",
-        "sign_",
-        "int_repr",
-        "quantize_per_tensor",
-        "sgn_",
-        "unique",
-    ]
+from shared.diagnose.facts import facts_of, largest_spacing
+from shared.diagnose.torch_calls import (
+    ADDITIONS,
+    COMPARISONS,
+    CUTS,
+    ELEMENTWISE,
+    ESCAPES,
+    LAYERS,
+    NO_FLOW,
+    RECURRENT,
+    STEP_FUNCTIONS,
+    VIEWS,
+    Call,
+    name_of,
+    tensors_in,
 )
-"""Calls whose value changes in steps, or whose result cannot carry a gradient."""
-
-CUTS = frozenset(
-    ["detach", "detach_", "data", "tensor", "as_tensor", "new_tensor", "from_numpy"]
-)
-"""Calls that hand a value on without its graph."""
-
-ESCAPES = frozenset(
-    ["item", "tolist", "numpy", "__float__", "__int__", "__array__", "__index__"]
-)
-"""Calls after which a value is no tensor any more."""
-
-_NO_FLOW = frozenset(
-    [
-        "backward",
-        "grad",
-        "requires_grad_",
-        "register_hook",
-        "retain_grad",
-        "_set_grad_enabled",
-        "size",
-        "dim",
-        "numel",
-        "shape",
-        "dtype",
-        "device",
-        "is_complex",
-        "is_floating_point",
-        "requires_grad",
-        "grad_fn",
-        "is_leaf",
-        "empty",
-        "empty_like",
-        "zeros_like",
-        "ones_like",
-        "rand_like",
-        "randn_like",
-        "layout",
-        "_record_function_enter_new",
-        "_record_function_exit",
-        "ndim",
-        "stride",
-        "is_contiguous",
-        "data_ptr",
-        "element_size",
-        "__len__",
-        "__repr__",
-        "__format__",
-        "is_sparse",
-        "is_nested",
-        "_version",
-        "names",
-        "output_nr",
-        "storage",
-        "untyped_storage",
-        "type",
-        "is_inference",
-    ]
-)
-
 
 LARGE = 2_000_000
 """Tensors with more entries are not copied whole, nor asked for a second gradient."""
-
-
-@dataclasses.dataclass
-class Call:
-    """One torch call: its name, its tensors, and which variables it descends from."""
-
-    index: int
-    name: str
-    args: tuple
-    kwargs: dict
-    inputs: tuple[torch.Tensor, ...]
-    outputs: tuple[torch.Tensor, ...]
-    parents: tuple[int | None, ...]
-    from_variables: int
-    """Bit ``i`` is set if the call descends from variable ``i``."""
-    from_gradient: bool
-    graph_kept: bool
-    function: Callable
 
 
 @dataclasses.dataclass
@@ -206,25 +80,6 @@ class Term:
     gradients: list[torch.Tensor | None]
 
 
-def tensors_in(values: Any, depth: int = 3) -> Iterator[torch.Tensor]:
-    """Give the tensors in nested tuples, lists and dicts."""
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif depth and isinstance(values, (tuple, list)):
-        for value in values:
-            yield from tensors_in(value, depth - 1)
-    elif depth and isinstance(values, dict):
-        yield from tensors_in(list(values.values()), depth)
-
-
-def name_of(function: Callable) -> str:
-    """Return the plain name of a torch call; that of the attribute for a getter."""
-    name = getattr(function, "__name__", type(function).__name__)
-    if name in ("__get__", "__set__"):
-        return getattr(getattr(function, "__self__", None), "__name__", name)
-    return name
-
-
 class FlowRecorder(TorchFunctionMode):
     """Records every torch call while it is active.
 
@@ -262,7 +117,7 @@ class FlowRecorder(TorchFunctionMode):
             if name == "grad" and args and isinstance(result, torch.Tensor):
                 self._gradients.add(id(result))
                 self._alive.append(result)
-            elif name not in _NO_FLOW:
+            elif name not in NO_FLOW:
                 self._record(name, func, args, kwargs or {}, result)
         return result
 
@@ -307,7 +162,7 @@ class FlowRecorder(TorchFunctionMode):
             output is variable for output in outputs for variable in self._variables
         ):
             self.written = True
-            if name in _ADDITIONS and len(args) > 1:
+            if name in ADDITIONS and len(args) > 1:
                 self.additions.append((inputs[0], _size_of(args[1], kwargs)))
             return
         for output in outputs:
@@ -338,7 +193,7 @@ class FlowRecorder(TorchFunctionMode):
     def largest_addition(self) -> float:
         """Return the largest number added to a variable in place, in spacings."""
         return max(
-            (size / _largest_spacing(v) for v, size in self.additions),
+            (size / largest_spacing(v) for v, size in self.additions),
             default=0.0,
         )
 
@@ -347,7 +202,7 @@ class FlowRecorder(TorchFunctionMode):
         targets = [
             tensor
             for call in self.calls
-            if call.name in _COMPARISONS and call.from_variables
+            if call.name in COMPARISONS and call.from_variables
             for tensor in call.inputs[:2]
             if not self.bits_of(tensor) and tensor.dim()
         ]
@@ -461,7 +316,7 @@ class FlowRecorder(TorchFunctionMode):
 
     def _maker(self, call: Call) -> dict[str, Any]:
         """Name the call, through views, that made what a loss is given."""
-        if call.name not in _COMPARISONS | {"log_softmax"} or not call.inputs:
+        if call.name not in COMPARISONS | {"log_softmax"} or not call.inputs:
             return {}
         tensor = call.inputs[0]
         for _ in range(5):
@@ -469,7 +324,7 @@ class FlowRecorder(TorchFunctionMode):
             if producer is None:
                 return {}
             made = self.calls[producer]
-            if made.name not in _VIEWS or not made.inputs:
+            if made.name not in VIEWS or not made.inputs:
                 return {"made_by": made.name}
             tensor = made.inputs[0]
         return {}
@@ -482,10 +337,10 @@ class FlowRecorder(TorchFunctionMode):
             if producer is None or producer >= call.index:
                 return False
             made = self.calls[producer]
-            if made.name in _LAYERS:
+            if made.name in LAYERS:
                 return True
             flowing = [t for t in made.inputs if self.bits_of(t)]
-            if made.name not in _VIEWS | _ELEMENTWISE or not flowing:
+            if made.name not in VIEWS | ELEMENTWISE or not flowing:
                 return False
             tensor = flowing[0]
         return False
@@ -494,7 +349,7 @@ class FlowRecorder(TorchFunctionMode):
         self, call: Call, gradients: dict[int, torch.Tensor]
     ) -> dict[str, Any]:
         """Follow the gradient of a recurrent layer from its last input to its first."""
-        if call.name not in _RECURRENT or not isinstance(call.args[0], torch.Tensor):
+        if call.name not in RECURRENT or not isinstance(call.args[0], torch.Tensor):
             return {}
         after = [(o, gradients[id(o)]) for o in call.outputs if id(o) in gradients]
         inputs = call.args[0]
@@ -525,7 +380,7 @@ class FlowRecorder(TorchFunctionMode):
                 return False
             call = self.calls[producer]
             flowing = [t for t in call.inputs if self.bits_of(t)]
-            elementwise = call.name in _ELEMENTWISE
+            elementwise = call.name in ELEMENTWISE
             if len(flowing) != 1 or not elementwise:
                 return False
             tensor = flowing[0]
@@ -588,107 +443,6 @@ class FlowRecorder(TorchFunctionMode):
         return [root]
 
 
-_ELEMENTWISE = frozenset(
-    [
-        "mul",
-        "add",
-        "sub",
-        "div",
-        "neg",
-        "__mul__",
-        "__add__",
-        "__sub__",
-        "__rmul__",
-        "__radd__",
-        "__rsub__",
-        "rsub",
-        "true_divide",
-        "__truediv__",
-        "clone",
-        "view",
-        "reshape",
-        "__getitem__",
-        "unsqueeze",
-        "squeeze",
-        "sigmoid",
-        "tanh",
-        "exp",
-        "flatten",
-        "to",
-        "float",
-        "double",
-        "contiguous",
-        "expand",
-        "permute",
-        "transpose",
-        "T",
-        "t",
-    ]
-)
-
-
-_COMPARISONS = frozenset(
-    [
-        "cross_entropy",
-        "nll_loss",
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "sub",
-        "__sub__",
-        "rsub",
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "hinge_embedding_loss",
-        "multi_margin_loss",
-        "kl_div",
-        "poisson_nll_loss",
-        "gaussian_nll_loss",
-    ]
-)
-
-
-_VIEWS = frozenset(
-    [
-        "view",
-        "reshape",
-        "squeeze",
-        "unsqueeze",
-        "flatten",
-        "transpose",
-        "permute",
-        "contiguous",
-        "__getitem__",
-        "to",
-        "float",
-        "double",
-        "clone",
-        "t",
-        "T",
-    ]
-)
-_LAYERS = frozenset(
-    [
-        "linear",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "matmul",
-        "mm",
-        "addmm",
-        "bmm",
-        "batch_norm",
-        "layer_norm",
-        "group_norm",
-        "__matmul__",
-        "einsum",
-        "embedding",
-    ]
-)
-_RECURRENT = frozenset(["rnn_tanh", "rnn_relu", "lstm", "gru"])
-
-
 class _NoHooks:
     """Takes the reader's hooks off tensors, so that a look at a gradient calls none."""
 
@@ -703,14 +457,6 @@ class _NoHooks:
     def __exit__(self, *_: object) -> None:
         for tensor, hooks in zip(self._tensors, self._hooks, strict=True):
             tensor._backward_hooks.update(hooks)
-
-
-_ADDITIONS = frozenset(("add_", "sub_", "__iadd__", "__isub__", "subtract_"))
-
-
-def _largest_spacing(values: torch.Tensor) -> float:
-    """Return the distance from the largest entry to the next number of its format."""
-    return float(ulp(values.detach().abs().max()))
 
 
 def _size_of(added: Any, kwargs: dict) -> float:
@@ -765,302 +511,3 @@ def _largest(
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
-
-
-def facts_of(
-    call: Call,
-    value_in: torch.Tensor | None,
-    value_out: torch.Tensor,
-    bits_of: Callable[[torch.Tensor], int],
-) -> dict[str, Any]:
-    """Measure what is special about one call: shares that are off, flat or masked."""
-    name = call.name.rstrip("_") if not call.name.startswith("__") else call.name
-    measure = _FACTS.get(name)
-    if measure is None or value_in is None or not value_out.numel():
-        return {}
-    with torch.no_grad():
-        try:
-            return measure(call, value_in.detach(), value_out.detach(), bits_of)
-        except (RuntimeError, TypeError, IndexError, ValueError):
-            return {}
-
-
-def _rectifier(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:
-    off = y <= 0
-    return {"kind": "rectifier", "off": off.float().mean().item(), **_units_off(off)}
-
-
-def _units_off(off: torch.Tensor) -> dict[str, float]:
-    """Share of units (the channels, or else all entries) that are off everywhere."""
-    if off.dim() < 2 or len(off) < 2:
-        return {"units_off": off.float().mean().item(), "examples": 1}
-    channel = 1 if off.dim() in (2, 4, 5) else off.dim() - 1
-    others = [d for d in range(off.dim()) if d != channel]
-    all_off = off
-    for dimension in sorted(others, reverse=True):
-        all_off = all_off.all(dim=dimension)
-    return {"units_off": all_off.float().mean().item(), "examples": len(off)}
-
-
-def _flat_by_slope(
-    kind: str, slope: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable:
-    def measure(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:
-        steepness = slope(y.double()) if kind != "logsigmoid" else slope(x.double())
-        return {
-            "kind": kind,
-            "flat": (steepness < 1e-2).float().mean().item(),
-            "exactly_flat": (slope(y) == 0).float().mean().item(),
-        }
-
-    return measure
-
-
-def _softmax(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:
-    dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else -1)
-    dim = -1 if not isinstance(dim, int) else dim
-    logarithmic = "log" in call.name
-    p = y.exp() if logarithmic else y
-    top = p.max(dim=dim).values
-    return {
-        "kind": "log_softmax" if logarithmic else "softmax",
-        "classes": x.shape[dim],
-        "flat": (top > 1 - 1e-2).float().mean().item(),
-        "exactly_flat": (top == 1).float().mean().item(),
-        "fed_probabilities": x.shape[dim] > 1 and _are_probabilities(x, dim),
-    }
-
-
-def _are_probabilities(x: torch.Tensor, dim: int) -> bool:
-    """Whether all slices are nonnegative and sum to 1, as a softmax leaves them."""
-    if not x.is_floating_point() or x.numel() < 2:
-        return False
-    sums = x.float().sum(dim=dim)
-    tolerance = 1e-3 if x.dtype in (torch.float16, torch.bfloat16) else 1e-5
-    one_hot = bool(((x == 0) | (x == 1)).all()) and not x.requires_grad
-    return (
-        bool((x >= 0).all())
-        and bool(((sums - 1).abs() < tolerance).all())
-        and (not one_hot or x.shape[dim] > 1)
-    )
-
-
-def _clamp(call: Call, x: torch.Tensor, y: torch.Tensor, _: Any) -> dict[str, Any]:
-    bounds = [
-        b
-        for b in (*call.args[1:3], call.kwargs.get("min"), call.kwargs.get("max"))
-        if b is not None
-    ]
-    pair = call.name in ("minimum", "maximum", "clamp_min", "clamp_max")
-    return {
-        "kind": "clamp",
-        "two_sided": not pair
-        and (call.name in ("hardtanh", "relu6", "hardsigmoid") or len(bounds) > 1),
-        "outside": (x != y).float().mean().item(),
-    }
-
-
-def _cross_entropy(
-    call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
-) -> dict[str, Any]:
-    target = call.args[1] if len(call.args) > 1 else call.kwargs["target"]
-    weight = call.kwargs.get("weight")
-    if weight is None and len(call.args) > 2:
-        weight = call.args[2]
-    ignored = call.kwargs.get("ignore_index", -100)
-    scores = call.args[0] if call.args else call.kwargs["input"]
-    dim = 1 if scores.dim() > 1 else 0
-    is_log = call.name == "nll_loss"
-    facts = {
-        "kind": "cross_entropy",
-        "classes": scores.shape[dim],
-        "fed_probabilities": not is_log and _are_probabilities(scores.detach(), dim),
-    }
-    if target.dtype == torch.long:
-        facts |= _masked_targets(target, weight, ignored, scores.shape[dim])
-    return facts
-
-
-def _masked_targets(
-    target: torch.Tensor, weight: torch.Tensor | None, ignored: int, classes: int
-) -> dict[str, Any]:
-    flat = target.flatten()
-    counted = flat != ignored
-    if _is_padding(~counted):
-        return {"counted": counted.float().mean().item(), "classes_lost": []}
-    if weight is not None:
-        valid = flat.clamp(0, classes - 1)
-        counted &= weight[valid] != 0
-    present = flat.unique().tolist()
-    lost = [c for c in present if 0 <= c < classes and not counted[flat == c].any()]
-    return {"counted": counted.float().mean().item(), "classes_lost": lost}
-
-
-def _is_padding(ignored: torch.Tensor) -> bool:
-    """Whether ignored entries come in runs, as the padded ends of sequences do."""
-    share = float(ignored.double().mean())
-    if share in (0.0, 1.0):
-        return False
-    pairs = ignored[:-1]
-    following = float(ignored[1:][pairs].double().mean()) if pairs.any() else 0.0
-    return following > 0.5 + 0.5 * share
-
-
-def _with_logits(
-    call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
-) -> dict[str, Any]:
-    scores = call.args[0] if call.args else call.kwargs["input"]
-    inside = bool(((scores >= 0) & (scores <= 1)).all())
-    return {"kind": "with_logits", "fed_probabilities": inside, **_shapes(call)}
-
-
-def _pairing(
-    call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
-) -> dict[str, Any]:
-    target = [t for t in call.inputs[:2] if not bits_of(t)]
-    comparable = x.dim() > 1 and len(x) >= 4 and bool(target)
-    spread = (x - x.mean(dim=0)).abs().max() if comparable else torch.ones(())
-    scale = x.abs().max() if x.numel() else torch.ones(())
-    equal = bool(spread <= 4 * torch.finfo(x.dtype).eps * scale)
-    return {"kind": "pairing", "rows_equal": equal, **_shapes(call, bits_of)}
-
-
-def _shapes(call: Call, bits_of: Callable | None = None) -> dict[str, Any]:
-    """Return the shapes of a pair and whether they are expanded against each other."""
-    pair = [t for t in call.inputs[:2] if isinstance(t, torch.Tensor)]
-    if len(pair) < 2:
-        return {}
-    a, b = (tuple(t.shape) for t in pair)
-    column_against_flat = (
-        len(a) != len(b) and _expand_mutually(a, b) and math.prod(a) == math.prod(b)
-    )
-    one_is_target = bits_of is None or any(not bits_of(t) for t in pair)
-    return {
-        "shapes": (a, b),
-        "broadcast": column_against_flat and one_is_target,
-    }
-
-
-def _expand_mutually(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether each of two shapes is expanded: (N, 1) against (N,), with N over 1."""
-    rank = max(len(a), len(b))
-    a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
-    first = any(x == 1 and y > 1 for x, y in zip(a, b, strict=True))
-    second = any(y == 1 and x > 1 for x, y in zip(a, b, strict=True))
-    return first and second
-
-
-def _shift(
-    call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
-) -> dict[str, Any]:
-    """Whether a number other than zero is added, and lost, to the last digit."""
-    facts = (
-        {}
-        if call.name.startswith(("add", "__add", "__radd"))
-        else _pairing(call, x, y, bits_of)
-    )
-    numbers = [a for a in call.args if isinstance(a, (int, float)) and a]
-    numbers += [t.item() for t in call.inputs if t.numel() == 1 and not bits_of(t)]
-    if numbers and numbers[0] and x.shape == y.shape and bool((x == y).all()):
-        facts["lost_shift"] = abs(numbers[0]) / _largest_spacing(x)
-    return facts
-
-
-def _product(
-    call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
-) -> dict[str, Any]:
-    pair = [t.detach() for t in call.inputs[:2]]
-    zero = [not bool(t.any()) for t in pair]
-    constant_zero = any(
-        z and not bits_of(t) for z, t in zip(zero, call.inputs[:2], strict=True)
-    )
-    both = len(pair) == 2 and all(bits_of(t) for t in call.inputs[:2])
-    return {
-        "kind": "product",
-        "zero_factors": zero,
-        "constant_zero": constant_zero,
-        "both_vary": both,
-    }
-
-
-def _quotient(
-    call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
-) -> dict[str, Any]:
-    """Whether a quantity that the variables decide stands below the line."""
-    if call.name == "pow":
-        exponent = call.args[1] if len(call.args) > 1 else call.kwargs["exponent"]
-        return {"reciprocal": isinstance(exponent, (int, float)) and exponent < 0}
-    if call.name in ("reciprocal", "__rdiv__", "__rtruediv__"):
-        return {"reciprocal": y.numel() == 1}
-    below = call.args[1]
-    tensor = isinstance(below, torch.Tensor) and bool(bits_of(below))
-    return {"reciprocal": tensor and below.numel() == 1 and y.numel() == 1}
-
-
-_FACTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "relu": _rectifier,
-    "threshold": _rectifier,
-    "sigmoid": _flat_by_slope("sigmoid", lambda y: 4 * y * (1 - y)),
-    "tanh": _flat_by_slope("tanh", lambda y: 1 - y * y),
-    "softmax": _softmax,
-    "log_softmax": _softmax,
-    "cross_entropy": _cross_entropy,
-    "nll_loss": _cross_entropy,
-    "binary_cross_entropy_with_logits": _with_logits,
-    **dict.fromkeys(
-        (
-            "clamp",
-            "clip",
-            "hardtanh",
-            "relu6",
-            "clamp_min",
-            "clamp_max",
-            "hardsigmoid",
-            "minimum",
-            "maximum",
-        ),
-        _clamp,
-    ),
-    **dict.fromkeys(("add", "__add__", "__radd__", "sub", "__sub__"), _shift),
-    **dict.fromkeys(
-        (
-            "reciprocal",
-            "__rdiv__",
-            "__rtruediv__",
-            "pow",
-            "__pow__",
-            "div",
-            "__truediv__",
-            "true_divide",
-        ),
-        _quotient,
-    ),
-    **dict.fromkeys(
-        (
-            "mse_loss",
-            "l1_loss",
-            "smooth_l1_loss",
-            "huber_loss",
-            "rsub",
-            "__rsub__",
-            "kl_div",
-            "soft_margin_loss",
-            "subtract",
-        ),
-        _pairing,
-    ),
-    **dict.fromkeys(
-        (
-            "mul",
-            "__mul__",
-            "matmul",
-            "__matmul__",
-            "linear",
-            "bmm",
-            "mm",
-            "multiply",
-            "__rmul__",
-        ),
-        _product,
-    ),
-}

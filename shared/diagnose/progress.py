@@ -18,7 +18,6 @@ from shared.diagnose.dead_ends import (
     explain_dead,
     out_of_support,
 )
-from shared.diagnose.flow import STEP_FUNCTIONS
 from shared.diagnose.loss_faults import wrong_way
 from shared.diagnose.observation import Observation, cosine, helps, norm
 from shared.diagnose.repairs import (
@@ -27,6 +26,7 @@ from shared.diagnose.repairs import (
 )
 from shared.diagnose.report import Evidence, Finding, Note
 from shared.diagnose.structure import structure
+from shared.diagnose.torch_calls import STEP_FUNCTIONS
 from shared.diagnose.watch import Level, StepRecord
 
 DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from shared.diagnose.flow import name_of, tensors_in
+from shared.diagnose.torch_calls import name_of, tensors_in
 from shared.diagnose.watch import Level, StepRecord
 
 

@@ -20,7 +20,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from shared.diagnose.flow import LARGE, FlowRecorder, Passage, Way, tensors_in
+from shared.diagnose.flow import LARGE, FlowRecorder, Passage, Way
+from shared.diagnose.torch_calls import tensors_in
 
 ENTRIES_KEPT = 100_000
 """How many entries are kept of a larger one."""
@@ -69,6 +70,11 @@ class UpdateCall:
     others_with_gradient: int
     copies_moved: int
     """How many of these moved, and are as large as a variable that does not."""
+
+    @property
+    def rate(self) -> float:
+        """The largest learning rate; NaN if there is none."""
+        return max(self.rates, default=math.nan)
 
 
 @dataclasses.dataclass

@@ -6,22 +6,17 @@ is called, does the optimizer hold it, is the change written, does the change st
 The first link that is broken names the cause.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from shared.diagnose.causes import Cause
-from shared.diagnose.flow import CUTS, STEP_FUNCTIONS
+from shared.diagnose.cut_graph import depends, explain_detached, not_used
 from shared.diagnose.observation import Observation, helps
-from shared.diagnose.repairs import (
-    OtherCalls,
-    RightUpdate,
-    keep_graph,
-    keep_graph_on,
-)
+from shared.diagnose.repairs import RightUpdate
 from shared.diagnose.report import Evidence, Finding, Note
-from shared.diagnose.watch import StepRecord, UpdateCall, is_something
+from shared.diagnose.upkeep import never_cleared, rate_ends, unregistered
+from shared.diagnose.watch import StepRecord, is_something
 from shared.probes import ulp
 
 
@@ -41,9 +36,9 @@ def wiring(seen: Observation) -> Iterator[Finding]:
         yield from _EXPLAIN[cause](seen, which)
     if not groups.get(Cause.zero_grad_before_step):
         yield from _cleared_though_moving(seen)
-    yield from _rate_ends(seen)
-    yield from _never_cleared(seen)
-    yield from _unregistered(seen)
+    yield from rate_ends(seen)
+    yield from never_cleared(seen)
+    yield from unregistered(seen)
 
 
 def _broken_link(seen: Observation, i: int) -> Cause | None:
@@ -66,7 +61,7 @@ def _broken_link(seen: Observation, i: int) -> Cause | None:
     entries = [u.at_entry[i] for u in seen.updates if i in u.holds]
     if not any(is_something(gradient) for gradient in entries):
         return Cause.zero_grad_before_step
-    if all(_rate(u) == 0 for u in seen.updates if i in u.holds):
+    if all(u.rate == 0 for u in seen.updates if i in u.holds):
         return Cause.lr_zero
     if _undone(seen, i):
         if _projected_back(seen, i):
@@ -95,10 +90,6 @@ def _not_stepped(seen: Observation, i: int) -> Cause | None:
     for record in seen.detailed:
         bits |= record.gradient_copied
     return Cause.update_written_to_copy if bits else Cause.step_missing
-
-
-def _rate(update: UpdateCall) -> float:
-    return max(update.rates, default=math.nan)
 
 
 def _note_bound(seen: Observation, i: int) -> None:
@@ -214,8 +205,8 @@ def _explain_frozen(seen: Observation, which: Sequence[int]) -> Iterator[Finding
             )
         )
         return
-    if not any(seen.in_values[i] for i in which) and not _depends(seen, which)[0]:
-        yield _not_used(seen, which)
+    if not any(seen.in_values[i] for i in which) and not depends(seen, which)[0]:
+        yield not_used(seen, which)
         return
     proof = seen.prove(
         "requires_grad_() on them",
@@ -240,157 +231,11 @@ def _explain_frozen(seen: Observation, which: Sequence[int]) -> Iterator[Finding
     )
 
 
-def _depends(seen: Observation, which: Sequence[int]) -> tuple[bool, bool]:
-    """Return whether the loss depends on variables' values, and whether smoothly."""
-    around = seen.losses_around(which)
-    changed = [not seen.same_loss_exactly(loss) for loss in around.values()]
-    return any(changed), changed[0]
-
-
-def _explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
-    """Variables that require gradients and that no graph reaches."""
-    partly = any(seen.moves) or any(seen.in_graph[i] for i in seen.trainable)
-    if partly and seen.module is None:
-        # Named one by one, each of them should change.
-        which = [i for i in which if seen.in_values[i] or _depends(seen, [i])[0]]
-        if not which:
-            return
-    elif partly:
-        which = [i for i in which if seen.in_values[i]]
-        trained = [i for i in which if seen.stepped[i]]
-        if not trained:
-            if which and seen.fall > 0.01:
-                seen.notes.append(
-                    Note(
-                        "Variables that no gradient reaches, and no optimizer holds: "
-                        + ", ".join(seen.names(which[:4])),
-                        Cause.graph_detached,
-                    )
-                )
-                return
-            trained = which
-        which = trained
-        if not which:
-            return
-    used, smooth = _depends(seen, which)
-    cuts = [cut for way in seen.ways for cut in way.cuts]
-    escapes = [escape for way in seen.ways for escape in way.escapes]
-    stepwise = [cut for cut in cuts if cut in STEP_FUNCTIONS]
-    if not used and not (seen.in_values[which[0]] and cuts):
-        yield _not_used(seen, which)
-        return
-    if stepwise or (used and not smooth and not any(cut in CUTS for cut in cuts)):
-        yield _stepwise(seen, which, stepwise)
-        return
-    if used and not smooth and cuts:
-        yield _stepwise(seen, which, cuts)
-        return
-    yield _cut(seen, which, cuts, escapes)
-
-
-def _cut(
-    seen: Observation,
-    which: Sequence[int],
-    cuts: Sequence[str],
-    escapes: Sequence[str],
-) -> Finding:
-    where = cuts[0] if cuts else escapes[0] if escapes else "outside torch"
-    call = {"data": ".data", "no_grad": "a block without gradients"}.get(
-        where, f"{where}()"
-    )
-    proof = None
-    if where in CUTS or where == "no_grad":
-        proof = seen.prove(f"{call} left out", _KeptGraph(seen, which))
-        if proof is not None and not helps(proof, 0.0):
-            proof = None
-    return Finding(
-        Cause.graph_detached,
-        1.0,
-        (
-            Evidence("leaves of the loss's graph among the variables", 0, "all"),
-            Evidence("the loss changes when the variables do", "yes", "yes"),
-            Evidence("the graph ends at", call, "the variables"),
-        ),
-        seen.names(which),
-        f"The loss depends on these variables, and its graph does not reach them: it "
-        f"ends at {call}. Backward gives them no gradient at all (None, not zero).",
-        "Keep every step from the variable to the loss in torch, without .detach(), "
-        ".item(),\n.numpy(), torch.tensor(...) or torch.no_grad():\n"
-        "loss = loss_fn(model(x), y)\nloss.backward()",
-        proof,
-    )
-
-
-class _KeptGraph(OtherCalls):
-    """Keeps the graph at every call that would cut it, and makes the update itself."""
-
-    def __init__(self, seen: Observation, which: Sequence[int]) -> None:
-        super().__init__(
-            {
-                **dict.fromkeys(CUTS - {"data", "from_numpy"}, keep_graph),
-                "_set_grad_enabled": keep_graph_on,
-            }
-        )
-        self._update = RightUpdate(seen.tensors, which, seen.optimizer)
-        self.level = self._update.level
-
-    def __enter__(self) -> "_KeptGraph":
-        self._update.__enter__()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._update.__exit__(*error)
-
-    def after_step(self, record: StepRecord) -> None:
-        self._mode.paused = True
-        self._update.after_step(record)
-        self._mode.paused = False
-
-
-def _stepwise(seen: Observation, which: Sequence[int], steps: Sequence[str]) -> Finding:
-    where = steps[0] if steps else "a call outside torch"
-    return Finding(
-        Cause.nondifferentiable_op,
-        1.0 if steps else 0.8,
-        (
-            Evidence("call that changes in steps", where, "none on the way"),
-            Evidence("the loss changes under a small move", "no", "yes"),
-        ),
-        seen.names(which),
-        f"Between these variables and the loss stands {where}(): its value is constant "
-        "but for jumps, so its derivative is zero or missing, and no gradient passes.",
-        "Replace it by something smooth in training: softmax for arg-max, sigmoid for "
-        "a threshold,\n"
-        "or keep its value and pass the gradient on (straight-through):\n"
-        "y = x + (x.round() - x).detach()",
-    )
-
-
 def _gradient_given(
     seen: Observation, which: Sequence[int], when: str = ""
 ) -> Evidence:
     largest = max(seen.fresh_largest[i] for i in which)
     return Evidence(f"largest gradient entry{when}", largest, "above 0")
-
-
-def _not_used(seen: Observation, which: Sequence[int]) -> Finding:
-    return Finding(
-        Cause.variable_not_used,
-        1.0,
-        (
-            Evidence("the loss changes when the variables are moved", "no", "yes"),
-            Evidence("distances tried, in the variables' own size", "0.001 to 10", "-"),
-            Evidence("gradient", "None", "a tensor"),
-        ),
-        seen.names(which),
-        "The loss that the step computes does not depend on these variables as they "
-        "are now: the step works on a copy, on another object, or ignores its "
-        "argument.",
-        "Compute the loss from the variable itself, inside the step:\n"
-        "loss = objective(x)  # not of a copy made before the loop",
-    )
 
 
 def _explain_step_missing(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
@@ -592,7 +437,7 @@ def _explain_rate_zero(seen: Observation, which: Sequence[int]) -> Iterator[Find
     proof = seen.prove(
         "learning rate 0.01", RightUpdate(seen.tensors, which, like, rate=1e-2)
     )
-    rates = [_rate(u) for u in seen.updates if which[0] in u.holds]
+    rates = [u.rate for u in seen.updates if which[0] in u.holds]
     if rates and rates[-1] > rates[0]:
         return
     if any(seen.moves) and seen.learns:
@@ -619,157 +464,6 @@ def _explain_rate_zero(seen: Observation, which: Sequence[int]) -> Iterator[Find
     )
 
 
-def _rate_ends(seen: Observation) -> Iterator[Finding]:
-    """Give a schedule that ends while there is still something to learn."""
-    updates = [u for u in seen.updates if u.holds]
-    rates = [_rate(u) for u in updates]
-    late = rates[len(rates) // 2 :]
-    if len(rates) < 8 or any(late) or not any(rates):
-        return
-    which = sorted(updates[-1].holds)
-    like = seen.held_by(which[0])[0]
-    repair = RightUpdate(seen.tensors, which, like, rate=max(rates))
-    proof = seen.prove(
-        f"learning rate kept at {max(rates):g}", repair, steps=len(rates)
-    )
-    if not helps(proof, 0.01):
-        return
-    yield Finding(
-        Cause.lr_zero,
-        0.95,
-        (
-            Evidence(
-                "learning rate, first to last step",
-                f"{rates[0]:.3g} -> {rates[-1]:.3g}",
-                "above 0 to the end",
-            ),
-            Evidence("steps with rate 0", rates.count(0.0), "0"),
-        ),
-        seen.names(which),
-        "A schedule brings the learning rate to zero, and from then on nothing moves.",
-        "scheduler = CosineAnnealingLR(optimizer, T_max=number_of_steps)  # counted as "
-        "scheduler.step() is called",
-        proof,
-    )
-
-
-def _never_cleared(seen: Observation) -> Iterator[Finding]:
-    """Gradients that pile up: nothing clears them between one update and the next."""
-    which = [i for i in seen.everything if _piles_up(seen, i)]
-    if not which:
-        return
-    like = next(iter(seen.held_by(which[0])), None)
-    proof = None
-    if like is not None:
-        proof = seen.prove(
-            "optimizer.zero_grad() before backward",
-            RightUpdate(seen.tensors, which, like),
-        )
-        proof = proof if helps(proof, 0.0) else None
-    yield Finding(
-        Cause.zero_grad_missing,
-        1.0,
-        (
-            Evidence(
-                "updates between which the gradient was cleared",
-                0,
-                f"{len(seen.records) - 1}",
-            ),
-            Evidence("gradient of earlier steps in .grad at backward", "yes", "no"),
-        ),
-        seen.names(which),
-        "Each backward call adds to what the last ones left, and each update applies "
-        "the sum of all gradients so far: momentum that never forgets.",
-        "optimizer.zero_grad()  # before each backward",
-        proof,
-    )
-
-
-def _piles_up(seen: Observation, i: int) -> bool:
-    """Whether a variable is updated again and again without its gradient cleared."""
-    if seen.tensors[i].grad is None and not seen.tensors[i].is_leaf:
-        return False
-    intervals, kept, since_update = 0, 0, None
-    for record in seen.records:
-        for call in record.log:
-            if isinstance(call, UpdateCall):
-                if i in call.holds:
-                    intervals += since_update is not None
-                    kept += since_update is True
-                    since_update = None
-                continue
-            if call.asked or call.fresh[i] is None:
-                continue
-            since_update = call.left_over[i] and since_update is not False
-        own_update = not seen.optimizers and record.after
-        if own_update and not torch.equal(record.before[i], record.after[i]):
-            intervals += since_update is not None
-            kept += since_update is True
-            since_update = None
-    return intervals >= 3 and kept >= intervals - 1
-
-
-def _unregistered(seen: Observation) -> Iterator[Finding]:
-    """Leaves of the graph that the module keeps, and does not list."""
-    if seen.module is None:
-        return
-    known = {id(t) for t in seen.tensors}
-    hidden = _hidden_tensors(seen.module, known)
-    used = {id(leaf) for way in seen.ways for leaf in way.other_leaves}
-    held = {id(p) for o in seen.optimizers for g in o.param_groups for p in g["params"]}
-    lost = [name for name, t in hidden if id(t) in used and id(t) not in held]
-    if lost:
-        yield Finding(
-            Cause.unregistered_parameters,
-            1.0,
-            (
-                Evidence(
-                    "leaves of the loss's graph that the module does not list",
-                    len(lost),
-                    "0",
-                ),
-                Evidence("of these in an optimizer", 0, "all"),
-            ),
-            tuple(lost),
-            "The module uses tensors that it does not list in parameters(): they are "
-            "in a plain list, dict or attribute. They get gradients, and nobody "
-            "trains them.",
-            "self.layers = nn.ModuleList(layers)  # or nn.ModuleDict, "
-            "nn.ParameterList, nn.Parameter",
-        )
-
-
-def _hidden_tensors(
-    module: torch.nn.Module, known: set[int]
-) -> list[tuple[str, torch.Tensor]]:
-    """Return trainable tensors that a module holds outside of its registers."""
-    found: list[tuple[str, torch.Tensor]] = []
-    seen: set[int] = set()
-    registers = ("_parameters", "_buffers", "_modules")
-
-    def look(name: str, value: object, depth: int) -> None:
-        if id(value) in seen or depth > 5:
-            return
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            if value.requires_grad and value.is_leaf and id(value) not in known:
-                found.append((name, value))
-        elif isinstance(value, torch.nn.Module):
-            inside = {**value._parameters, **value._modules}
-            inside |= {k: v for k, v in vars(value).items() if k not in registers}
-            for key, one in inside.items():
-                look(f"{name}.{key}" if name else key, one, depth + 1)
-        elif isinstance(value, dict):
-            for key, one in value.items():
-                look(f"{name}[{key!r}]", one, depth + 1)
-        elif isinstance(value, (list, tuple, set)):
-            for key, one in enumerate(value):
-                look(f"{name}[{key}]", one, depth + 1)
-
-    look("", module, 0)
-    return found
-
-
 _ORDER = (
     Cause.graph_detached,
     Cause.non_leaf_variable,
@@ -783,7 +477,7 @@ _ORDER = (
 _EXPLAIN = {
     Cause.non_leaf_variable: _explain_non_leaf,
     Cause.frozen_parameters: _explain_frozen,
-    Cause.graph_detached: _explain_detached,
+    Cause.graph_detached: explain_detached,
     Cause.step_missing: _explain_step_missing,
     Cause.zero_grad_before_step: _explain_cleared,
     Cause.optimizer_holds_other_tensors: _explain_other_tensors,

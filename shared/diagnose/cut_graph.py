@@ -1,0 +1,162 @@
+"""Rules about a graph that does not reach variables: where it ends, and why."""
+
+from collections.abc import Iterator, Sequence
+
+from shared.diagnose.causes import Cause
+from shared.diagnose.observation import Observation, helps
+from shared.diagnose.repairs import (
+    OtherCalls,
+    RightUpdate,
+    keep_graph,
+    keep_graph_on,
+)
+from shared.diagnose.report import Evidence, Finding, Note
+from shared.diagnose.torch_calls import CUTS, STEP_FUNCTIONS
+from shared.diagnose.watch import StepRecord
+
+
+def depends(seen: Observation, which: Sequence[int]) -> tuple[bool, bool]:
+    """Return whether the loss depends on variables' values, and whether smoothly."""
+    around = seen.losses_around(which)
+    changed = [not seen.same_loss_exactly(loss) for loss in around.values()]
+    return any(changed), changed[0]
+
+
+def explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
+    """Variables that require gradients and that no graph reaches."""
+    partly = any(seen.moves) or any(seen.in_graph[i] for i in seen.trainable)
+    if partly and seen.module is None:
+        # Named one by one, each of them should change.
+        which = [i for i in which if seen.in_values[i] or depends(seen, [i])[0]]
+        if not which:
+            return
+    elif partly:
+        which = [i for i in which if seen.in_values[i]]
+        trained = [i for i in which if seen.stepped[i]]
+        if not trained:
+            if which and seen.fall > 0.01:
+                seen.notes.append(
+                    Note(
+                        "Variables that no gradient reaches, and no optimizer holds: "
+                        + ", ".join(seen.names(which[:4])),
+                        Cause.graph_detached,
+                    )
+                )
+                return
+            trained = which
+        which = trained
+        if not which:
+            return
+    used, smooth = depends(seen, which)
+    cuts = [cut for way in seen.ways for cut in way.cuts]
+    escapes = [escape for way in seen.ways for escape in way.escapes]
+    stepwise = [cut for cut in cuts if cut in STEP_FUNCTIONS]
+    if not used and not (seen.in_values[which[0]] and cuts):
+        yield not_used(seen, which)
+        return
+    if stepwise or (used and not smooth and not any(cut in CUTS for cut in cuts)):
+        yield _stepwise(seen, which, stepwise)
+        return
+    if used and not smooth and cuts:
+        yield _stepwise(seen, which, cuts)
+        return
+    yield _cut(seen, which, cuts, escapes)
+
+
+def _cut(
+    seen: Observation,
+    which: Sequence[int],
+    cuts: Sequence[str],
+    escapes: Sequence[str],
+) -> Finding:
+    where = cuts[0] if cuts else escapes[0] if escapes else "outside torch"
+    call = {"data": ".data", "no_grad": "a block without gradients"}.get(
+        where, f"{where}()"
+    )
+    proof = None
+    if where in CUTS or where == "no_grad":
+        proof = seen.prove(f"{call} left out", _KeptGraph(seen, which))
+        if proof is not None and not helps(proof, 0.0):
+            proof = None
+    return Finding(
+        Cause.graph_detached,
+        1.0,
+        (
+            Evidence("leaves of the loss's graph among the variables", 0, "all"),
+            Evidence("the loss changes when the variables do", "yes", "yes"),
+            Evidence("the graph ends at", call, "the variables"),
+        ),
+        seen.names(which),
+        f"The loss depends on these variables, and its graph does not reach them: it "
+        f"ends at {call}. Backward gives them no gradient at all (None, not zero).",
+        "Keep every step from the variable to the loss in torch, without .detach(), "
+        ".item(),\n.numpy(), torch.tensor(...) or torch.no_grad():\n"
+        "loss = loss_fn(model(x), y)\nloss.backward()",
+        proof,
+    )
+
+
+class _KeptGraph(OtherCalls):
+    """Keeps the graph at every call that would cut it, and makes the update itself."""
+
+    def __init__(self, seen: Observation, which: Sequence[int]) -> None:
+        super().__init__(
+            {
+                **dict.fromkeys(CUTS - {"data", "from_numpy"}, keep_graph),
+                "_set_grad_enabled": keep_graph_on,
+            }
+        )
+        self._update = RightUpdate(seen.tensors, which, seen.optimizer)
+        self.level = self._update.level
+
+    def __enter__(self) -> "_KeptGraph":
+        self._update.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._update.__exit__(*error)
+
+    def after_step(self, record: StepRecord) -> None:
+        self._mode.paused = True
+        self._update.after_step(record)
+        self._mode.paused = False
+
+
+def _stepwise(seen: Observation, which: Sequence[int], steps: Sequence[str]) -> Finding:
+    where = steps[0] if steps else "a call outside torch"
+    return Finding(
+        Cause.nondifferentiable_op,
+        1.0 if steps else 0.8,
+        (
+            Evidence("call that changes in steps", where, "none on the way"),
+            Evidence("the loss changes under a small move", "no", "yes"),
+        ),
+        seen.names(which),
+        f"Between these variables and the loss stands {where}(): its value is constant "
+        "but for jumps, so its derivative is zero or missing, and no gradient passes.",
+        "Replace it by something smooth in training: softmax for arg-max, sigmoid for "
+        "a threshold,\n"
+        "or keep its value and pass the gradient on (straight-through):\n"
+        "y = x + (x.round() - x).detach()",
+    )
+
+
+def not_used(seen: Observation, which: Sequence[int]) -> Finding:
+    """Return the finding: the loss is computed without these variables."""
+    return Finding(
+        Cause.variable_not_used,
+        1.0,
+        (
+            Evidence("the loss changes when the variables are moved", "no", "yes"),
+            Evidence("distances tried, in the variables' own size", "0.001 to 10", "-"),
+            Evidence("gradient", "None", "a tensor"),
+        ),
+        seen.names(which),
+        "The loss that the step computes does not depend on these variables as they "
+        "are now: the step works on a copy, on another object, or ignores its "
+        "argument.",
+        "Compute the loss from the variable itself, inside the step:\n"
+        "loss = objective(x)  # not of a copy made before the loop",
+    )
