@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from shared.diagnose.torch_calls import Call
+from shared.diagnose.torch_calls import Call, all_zero
 from shared.probes import ulp
 
 
@@ -213,7 +213,7 @@ def _product(
     call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
 ) -> dict[str, Any]:
     pair = [t.detach() for t in call.inputs[:2]]
-    zero = [not bool(t.any()) for t in pair]
+    zero = [all_zero(t) for t in pair]
     constant_zero = any(
         z and not bits_of(t) for z, t in zip(zero, call.inputs[:2], strict=True)
     )

@@ -7,6 +7,7 @@ its gradient, and so finds the call in which the gradient ends.
 """
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -98,7 +99,8 @@ class FlowRecorder(TorchFunctionMode):
         self._bit = {id(v): 1 << i for i, v in enumerate(variables)}
         self._variables = list(variables)
         self._producer: dict[int, int] = {}
-        self._gradients: set[int] = set()
+        # Held weakly: a step that drops a gradient must be able to free it.
+        self._gradients: dict[int, weakref.ref] = {}
         self._alive: list[Any] = []
 
     def __torch_function__(
@@ -115,8 +117,7 @@ class FlowRecorder(TorchFunctionMode):
             if getattr(func, "__name__", "") == "__set__" and args:
                 self.written |= id(args[0]) in self._bit and name == "data"
             if name == "grad" and args and isinstance(result, torch.Tensor):
-                self._gradients.add(id(result))
-                self._alive.append(result)
+                self.note_gradients([result])
             elif name not in NO_FLOW:
                 self._record(name, func, args, kwargs or {}, result)
         return result
@@ -133,13 +134,13 @@ class FlowRecorder(TorchFunctionMode):
         bits, from_gradient = 0, False
         for tensor, parent in zip(inputs, parents, strict=True):
             bits |= self._bit.get(id(tensor), 0)
-            from_gradient |= id(tensor) in self._gradients
+            from_gradient |= self._is_gradient(tensor)
             if parent is not None:
                 bits |= self.calls[parent].from_variables
                 from_gradient |= self.calls[parent].from_gradient
         if name in ESCAPES and bits:
             self.escapes.append((name, index))
-        if any(id(tensor) in self._gradients for tensor in inputs):
+        if any(map(self._is_gradient, inputs)):
             self.gradient_edits.append(name)
         if not outputs:
             return
@@ -174,10 +175,18 @@ class FlowRecorder(TorchFunctionMode):
         own = self._bit.get(id(tensor), 0)
         return own | (0 if producer is None else self.calls[producer].from_variables)
 
+    def note_gradients(self, gradients: Iterable[torch.Tensor]) -> None:
+        """Remember tensors as gradients that the step's code was handed."""
+        self._gradients |= {id(g): weakref.ref(g) for g in gradients}
+
+    def _is_gradient(self, tensor: torch.Tensor) -> bool:
+        known = self._gradients.get(id(tensor))
+        return known is not None and known() is tensor
+
     def clear(self) -> None:
         """Let go of all tensors."""
         self.calls, self._alive = [], []
-        self._producer, self._gradients, self.escapes = {}, set(), []
+        self._producer, self._gradients, self.escapes = {}, {}, []
 
     def lost_shift(self) -> float:
         """Return the largest number added to a variable and lost, in spacings."""

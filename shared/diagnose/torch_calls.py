@@ -267,6 +267,16 @@ def tensors_in(values: Any, depth: int = 3) -> Iterator[torch.Tensor]:
         yield from tensors_in(list(values.values()), depth)
 
 
+def all_zero(values: torch.Tensor) -> bool:
+    """Whether every entry is zero. Copies nothing, as `any` and counts would."""
+    if not values.numel():
+        return True
+    if values.is_complex():
+        values = torch.view_as_real(values)
+    extremes = torch.aminmax(values)
+    return bool(extremes.min == 0) and bool(extremes.max == 0)
+
+
 def name_of(function: Callable) -> str:
     """Return the plain name of a torch call; that of the attribute for a getter."""
     name = getattr(function, "__name__", type(function).__name__)

@@ -21,10 +21,10 @@ from torch.optim.optimizer import (
 )
 
 from shared.diagnose.flow import LARGE, FlowRecorder, Passage, Way
-from shared.diagnose.torch_calls import tensors_in
+from shared.diagnose.torch_calls import all_zero, tensors_in
 
-ENTRIES_KEPT = 100_000
-"""How many entries are kept of a larger one."""
+ENTRIES_KEPT = 25_000
+"""How many entries are kept of each variable where all are too large to be copied."""
 
 MOST_EXAMINED = 3
 """How many backward calls of one step are looked at in detail."""
@@ -170,23 +170,29 @@ def dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
     return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
 
 
-def kept(values: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a tensor; of a large one, of evenly spread entries."""
+def kept(
+    values: torch.Tensor, *known: torch.Tensor | None, most: int = LARGE
+) -> torch.Tensor:
+    """Return a copy of a tensor; of a large one, of evenly spread entries.
+
+    Args:
+        values: any shape.
+        most: up to how many entries are kept, if these are not all.
+        known: earlier copies. One of them is returned if it is equal to the bit, so
+            that a value that stays is held once, however often it is looked at.
+    """
     found = values.detach()
-    if found.numel() <= LARGE:
-        return found.clone()
-    flat = found.reshape(-1)
-    return flat[:: max(flat.numel() // ENTRIES_KEPT, 1)].clone()
-
-
-def _copy(gradient: torch.Tensor | None) -> torch.Tensor | None:
-    found = dense(gradient)
-    return None if found is None else kept(found)
+    if found.numel() > most:
+        found = found.reshape(-1)[:: math.ceil(found.numel() / most)]
+    for copy in known:
+        if copy is not None and copy.dtype == found.dtype and torch.equal(copy, found):
+            return copy
+    return found.clone()
 
 
 def is_something(gradient: torch.Tensor | None) -> bool:
     """Whether there is a gradient, and it has an entry other than zero."""
-    return gradient is not None and bool(torch.count_nonzero(dense(gradient)))
+    return gradient is not None and not all_zero(dense(gradient))
 
 
 def _stored(variable: torch.Tensor) -> torch.Tensor | None:
@@ -210,7 +216,9 @@ class StepWatch:
         self.step = step
         self.variables = list(variables)
         self.sign = 1.0
-        self._record = StepRecord()
+        large = sum(v.numel() for v in variables) > LARGE
+        self._most = ENTRIES_KEPT if large else LARGE
+        self._record = self._last = StepRecord()
         self._recorder: FlowRecorder | None = None
         self._depth = 0
         self._looking = False  # whether a backward call is the watch's own
@@ -218,9 +226,10 @@ class StepWatch:
 
     def run(self, level: Level) -> StepRecord:
         """Run the step once. An exception is recorded, not raised."""
+        self._last = self._record
         record = self._record = StepRecord()
         with torch.no_grad():
-            record.before = [kept(v) for v in self.variables]
+            record.before = self._values(self._last.after)
         self._recorder = (
             FlowRecorder(self.variables) if level == Level.EVERYTHING else None
         )
@@ -247,7 +256,9 @@ class StepWatch:
         if self._recorder is not None and is_single:
             record.return_way = self._recorder.examine(record.returned, detailed=False)
         with torch.no_grad():
-            record.after = [kept(v) for v in self.variables]
+            record.after = self._values(
+                record.before, *(u.after for u in record.updates)
+            )
         if self._recorder is not None:
             for call in self._recorder.calls:
                 if call.from_gradient:
@@ -263,6 +274,19 @@ class StepWatch:
         return record
 
     # ---------------------------------------------------------------------------------
+
+    def _values(self, *known: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the variables' values, by earlier copies where these are equal."""
+        return [
+            kept(v, *(copies[i] for copies in known if copies), most=self._most)
+            for i, v in enumerate(self.variables)
+        ]
+
+    def _copy(
+        self, gradient: torch.Tensor | None, *known: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        found = dense(gradient)
+        return None if found is None else kept(found, *known, most=self._most)
 
     @contextlib.contextmanager
     def _patched(self) -> Iterator[None]:
@@ -317,7 +341,7 @@ class StepWatch:
             in_half=any(root.dtype == torch.float16 for root in roots),
         )
         before = [
-            _copy(g) if left else None
+            self._copy(g) if left else None
             for g, left in zip(stored, call.left_over, strict=True)
         ]
         self._examine(roots, call)
@@ -329,10 +353,9 @@ class StepWatch:
             position = {id(v): i for i, v in enumerate(self.variables)}
             for tensor, gradient in zip(inputs, result, strict=False):
                 if id(tensor) in position and gradient is not None:
-                    call.fresh[position[id(tensor)]] = _copy(gradient)
+                    call.fresh[position[id(tensor)]] = self._copy(gradient)
             if self._recorder is not None:
-                self._recorder._gradients.update(id(g) for g in result if g is not None)
-                self._recorder._alive.append(result)
+                self._recorder.note_gradients(g for g in result if g is not None)
             return result
         for i, variable in enumerate(self.variables):
             after = _stored(variable)
@@ -341,13 +364,13 @@ class StepWatch:
                 call.fresh[i] = (
                     None
                     if after is None or (untouched and not self._in_graph(call, i))
-                    else _copy(after)
+                    else self._copy(after)
                 )
                 continue
-            copy = _copy(after)
+            copy = self._copy(after)
             if before[i] is not None:
                 copy = copy - before[i]
-                if not self._in_graph(call, i) and not torch.count_nonzero(copy):
+                if not self._in_graph(call, i) and all_zero(copy):
                     copy = None
             call.fresh[i] = copy
         return result
@@ -418,8 +441,15 @@ class StepWatch:
                 float(group.get("lr", math.nan)) for group in optimizer.param_groups
             ],
             holds={position[id(p)] for p in held if id(p) in position},
-            at_entry=[_copy(_stored(v)) for v in self.variables],
-            before=[kept(v) for v in self.variables],
+            at_entry=[
+                self._copy(
+                    _stored(v), *(call.fresh[i] for call in self._record.backwards)
+                )
+                for i, v in enumerate(self.variables)
+            ],
+            before=self._values(
+                self._record.before, *(u.after for u in self._record.updates)
+            ),
             after=[],
             others=len(others),
             others_with_gradient=sum(is_something(p.grad) for p in others),
@@ -436,7 +466,7 @@ class StepWatch:
         if self._recorder is not None:
             self._recorder.paused = False
         update = self._record.updates[-1]
-        update.after = [kept(v) for v in self.variables]
+        update.after = self._values(update.before)
         held = update.holds
         shapes = {v.shape for i, v in enumerate(self.variables) if i not in held}
         update.copies_moved = sum(
