@@ -149,7 +149,7 @@ def _rounds_away(seen: Observation) -> Iterator[Finding]:
     if not rounded or (seen.learns and len(rounded) < len(seen.trainable)):
         return
     like = next(iter(seen.held_by(rounded[0])), None)
-    shares = [_update_in_spacings(seen, i) for i in rounded]
+    shares = [_largest_in_spacings(seen, i) for i in rounded]
     evidence = (
         Evidence(
             "largest update, in spacings of the stored number",
@@ -199,6 +199,9 @@ def _mostly_rounded(seen: Observation, i: int) -> bool:
     """Whether most entries stay although an update is due."""
     if not seen.fresh_largest[i] > 0:
         return False
+    # Asked first: in a healthy training one update settles it.
+    if any(size >= 1 for size in _updates_in_spacings(seen, i)):
+        return False
     stays, due = 0.0, 0.0
     for record in seen.records:
         gradient = record.fresh()[i]
@@ -208,21 +211,23 @@ def _mostly_rounded(seen: Observation, i: int) -> bool:
         still = record.before[i] == record.after[i]
         due += float(wanted.sum())
         stays += float((wanted & still).sum())
-    return due > 0 and stays / due > 0.9 and 0 < _update_in_spacings(seen, i) < 1
+    return due > 0 and stays / due > 0.9 and _largest_in_spacings(seen, i) > 0
 
 
-def _update_in_spacings(seen: Observation, i: int) -> float:
-    """Return the largest due update, in spacings of the stored number."""
-    largest = 0.0
+def _largest_in_spacings(seen: Observation, i: int) -> float:
+    return max(_updates_in_spacings(seen, i), default=0.0)
+
+
+def _updates_in_spacings(seen: Observation, i: int) -> Iterator[float]:
+    """Give the largest entry of each due update, in spacings of the stored number."""
     for update in seen.updates:
         gradient = update.at_entry[i]
         if i not in update.holds or gradient is None:
             continue
         size = due_update(update.optimizer, seen.tensors[i], gradient)
-        largest = max(largest, float((size / ulp(update.before[i])).max()))
+        yield float((size / ulp(update.before[i])).max())
     if not seen.updates:
-        return _own_update_in_spacings(seen, i)
-    return largest
+        yield _own_update_in_spacings(seen, i)
 
 
 def _own_update_in_spacings(seen: Observation, i: int) -> float:

@@ -111,6 +111,7 @@ class StepRecord:
     """Inputs of modules, and targets that a loss compares as many outputs with."""
     events: list[str] = dataclasses.field(default_factory=list)
     return_way: Way | None = None
+    """The way to the returned loss, where no backward call was examined."""
     gradient_copied: int = 0
     """Variables (bits) from whose gradient the step computed new tensors itself."""
     gradient_edits: list[str] = dataclasses.field(default_factory=list)
@@ -253,12 +254,10 @@ class StepWatch:
         is_single = isinstance(record.returned, torch.Tensor) and (
             record.returned.numel() == 1
         )
-        if self._recorder is not None and is_single:
+        if self._recorder is not None and is_single and not record.ways:
             record.return_way = self._recorder.examine(record.returned, detailed=False)
         with torch.no_grad():
-            record.after = self._values(
-                record.before, *(u.after for u in record.updates)
-            )
+            record.after = self._values(*self._latest(record))
         if self._recorder is not None:
             for call in self._recorder.calls:
                 if call.from_gradient:
@@ -274,6 +273,11 @@ class StepWatch:
         return record
 
     # ---------------------------------------------------------------------------------
+
+    @staticmethod
+    def _latest(record: StepRecord) -> list[list[torch.Tensor]]:
+        """Return what the values were in this step so far, the last ones first."""
+        return [update.after for update in reversed(record.updates)] + [record.before]
 
     def _values(self, *known: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the variables' values, by earlier copies where these are equal."""
@@ -447,9 +451,7 @@ class StepWatch:
                 )
                 for i, v in enumerate(self.variables)
             ],
-            before=self._values(
-                self._record.before, *(u.after for u in self._record.updates)
-            ),
+            before=self._values(*self._latest(self._record)),
             after=[],
             others=len(others),
             others_with_gradient=sum(is_something(p.grad) for p in others),
