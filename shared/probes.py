@@ -213,18 +213,3 @@ def changed_by_update_predicted(x: torch.Tensor, update: torch.Tensor) -> torch.
     # A multiple of the update, because half of the smallest spacing is no number.
     times = torch.where(power & normal & toward_zero, 4.0, 2.0) * update.abs()
     return torch.where(last_bit == 0, times > spacing, times >= spacing)
-
-
-def share_changed_by_update_predicted(x: torch.Tensor, update: torch.Tensor) -> float:
-    """Return the share of ``x`` that `changed_by_update_predicted` says will change.
-
-    Args:
-        x: finite values in any floating type, at least one.
-        update: what is added, same shape.
-
-    Raises:
-        ValueError: if the shapes differ or ``x`` is empty.
-    """
-    if not x.numel():
-        raise ValueError("x must have at least one value")
-    return changed_by_update_predicted(x, update).double().mean().item()

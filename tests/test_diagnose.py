@@ -5,6 +5,7 @@
 
 import itertools
 import json
+import math
 import random
 import sys
 import warnings
@@ -22,6 +23,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from shared.diagnose import Cause, Evidence, Finding, Note, Proof, Report, diagnose
 from shared.diagnose.diagnosis import StepError
+from shared.diagnose.state import Snapshot
+from shared.diagnose.trials import Trials
 from tests.confusion import NO_ALARM, outcome, sides
 from tests.diagnose_cases.program import Case, Program, all_cases
 
@@ -556,6 +559,51 @@ def test_a_step_that_raises_is_named_with_its_exception() -> None:
         diagnose(**good(step=step))
     assert isinstance(e.value.__cause__, ZeroDivisionError)
     assert "\n" not in str(e.value)
+
+
+def test_every_trial_is_given_the_same_batches() -> None:
+    batches = iter(range(100))
+    x = torch.zeros(1, requires_grad=True)
+
+    def step() -> float:
+        return float(next(batches))
+
+    snapshot = Snapshot([step], [x])
+    trials = Trials(step, [x], snapshot, most_steps=20)
+    assert trials.losses(3) == [0.0, 1.0, 2.0]
+    assert trials.losses(5) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    snapshot.close()
+    # The reader's loop is handed the batches of the trials again, then the next ones.
+    assert [step() for _ in range(7)] == [float(k) for k in range(7)]
+
+
+@pytest.mark.parametrize("name", ["image_rebound_by_clamp", "pruning_mask_inverted"])
+def test_a_cause_whose_repair_does_not_help_loses_its_place(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    findings = diagnose(**case.build(False, 0).arguments()).findings
+    shaken = [f for f in findings if f.proof is not None and not f.proof.holds]
+    assert shaken
+    assert findings[-len(shaken) :] == tuple(shaken)
+    assert all(f.confidence <= 0.5 for f in shaken)
+    assert all("Tried, and no better: " in str(f) for f in shaken)
+
+
+@pytest.mark.parametrize(
+    ("without", "with_repair", "holds"),
+    [
+        ((1.0, 1.0), (1.0, 0.5), True),
+        ((1.0, 1.0), (1.0, 1.0), False),
+        ((1.0, 0.5), (1.0, 0.6), False),
+        ((1.0, math.nan), (1.0, 2.0), True),
+        ((1.0, math.inf), (1.0, math.nan), False),
+        ((1.0, 0.5), (1.0, math.nan), False),
+        ((-1.0, -1.0), (-1.0, -3.0), True),
+    ],
+)
+def test_proof_holds_where_the_loss_ends_lower(
+    without: tuple[float, ...], with_repair: tuple[float, ...], holds: bool
+) -> None:
+    assert Proof("repair", without, with_repair).holds == holds
 
 
 def test_an_iterator_without_batches() -> None:

@@ -1,7 +1,8 @@
 """The one entry: from a reader's step to a report."""
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -104,12 +105,20 @@ def _report(seen: Observation) -> Report:
     if not findings:
         _raise_own_error(seen)
     return Report(
-        findings=tuple(_one_each(findings)),
+        findings=tuple(_shaken_last(_one_each(findings))),
         notes=tuple(seen.notes),
         losses=tuple(seen.losses),
         steps_run=seen.trials.steps_run,
         skipped=tuple(seen.skipped),
     )
+
+
+def _shaken_last(findings: Sequence[Finding]) -> list[Finding]:
+    """Put findings whose repair was tried and does not help behind the others."""
+    shaken = [f for f in findings if f.proof is not None and not f.proof.holds]
+    return [f for f in findings if f not in shaken] + [
+        dataclasses.replace(f, confidence=f.confidence / 2) for f in shaken
+    ]
 
 
 def _one_each(findings: Iterable[Finding]) -> list[Finding]:

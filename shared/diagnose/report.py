@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,17 @@ class Proof:
     repair: str
     without: tuple[float, ...]
     with_repair: tuple[float, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the repair ends at a lower loss, or at one where there was none."""
+        end, end_without = self.with_repair[-1], self.without[-1]
+        return end < end_without or math.isfinite(end) > math.isfinite(end_without)
+
+    @property
+    def title(self) -> str:
+        """What the two runs show."""
+        return "Proof" if self.holds else "Tried, and no better"
 
     def __str__(self) -> str:
         return (
@@ -75,7 +87,7 @@ class Finding:
         lines.append("Repair:")
         lines += ["    " + line for line in self.repair.splitlines()]
         if self.proof is not None:
-            lines.append(f"Proof: {self.proof}")
+            lines.append(f"{self.proof.title}: {self.proof}")
         if self.chapter:
             lines.append(f"Chapter: {self.chapter}")
         return "\n  ".join(lines)
@@ -170,7 +182,9 @@ def _html_finding(number: int, finding: Finding) -> str:
         f"<td>{html.escape(e.expected)}</td></tr>"
         for e in finding.evidence
     )
-    proof = f"<p>Proof: {html.escape(str(finding.proof))}</p>" if finding.proof else ""
+    proof = ""
+    if finding.proof:
+        proof = f"<p>{finding.proof.title}: {html.escape(str(finding.proof))}</p>"
     named = (
         f"<p>Variables: {html.escape(_listed(finding.variables))}</p>"
         if finding.variables

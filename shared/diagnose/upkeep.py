@@ -79,7 +79,7 @@ def never_cleared(seen: Observation) -> Iterator[Finding]:
 
 def _piles_up(seen: Observation, i: int) -> bool:
     """Whether a variable is updated again and again without its gradient cleared."""
-    if seen.tensors[i].grad is None and not seen.tensors[i].is_leaf:
+    if not seen.tensors[i].is_leaf and not seen.tensors[i].retains_grad:
         return False
     intervals, kept, since_update = 0, 0, None
     for record in seen.records:

@@ -3,12 +3,13 @@
 import copy
 
 import torch
-from sklearn.datasets import load_digits, make_circles, make_moons
+from sklearn.datasets import make_circles, make_moons
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from shared.diagnose.causes import Cause
+from tests.diagnose_cases.material import unscaled_digits
 from tests.diagnose_cases.program import Program, case
 
 
@@ -31,15 +32,6 @@ def _line(
     w = 1.5 * w / w.norm()
     y = x @ w + 0.3 * torch.sin(3 * x[:, 0]) + 0.05 * torch.randn(n, generator=g)
     return x, y
-
-
-def _digits(seed: int, n: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    data = load_digits()
-    pick = torch.randperm(len(data.target), generator=g)[:n]
-    return torch.tensor(data.data[pick.numpy()]).float(), torch.tensor(
-        data.target[pick.numpy()]
-    )
 
 
 def _moons(seed: int, n: int = 160) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,7 +174,7 @@ def mixture_centers_at_one_point(repaired: bool, seed: int) -> Program:
 def softmax_layer_before_cross_entropy(repaired: bool, seed: int) -> Program:
     """End the model in `nn.Softmax` and train it with `CrossEntropyLoss`."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = unscaled_digits(seed)
     x = x / 16
     layers = [nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)]
     if not repaired:
@@ -275,7 +267,7 @@ def cross_entropy_of_predict(repaired: bool, seed: int) -> Program:
 def attack_on_a_model_of_probabilities(repaired: bool, seed: int) -> Program:
     """Draw an image of a class by cross-entropy on a model that ends in softmax."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = unscaled_digits(seed)
     body = nn.Linear(64, 10)
     learn = torch.optim.Adam(body.parameters(), lr=1e-2)
     for _ in range(40):
@@ -545,7 +537,7 @@ def ignore_index_is_a_class(repaired: bool, seed: int) -> Program:
 def class_weight_of_zero(repaired: bool, seed: int) -> Program:
     """Take class weights from the counts of the first, sorted rows: one is zero."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = unscaled_digits(seed)
     order = y.argsort()
     x, y = x[order] / 16, y[order]
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -645,7 +637,7 @@ def shuffled_apart(repaired: bool, seed: int) -> Program:
 def two_shuffling_loaders(repaired: bool, seed: int) -> Program:
     """Draw inputs and labels from two loaders that shuffle each on its own."""
     torch.manual_seed(seed)
-    x, y = _digits(seed, n=320)
+    x, y = unscaled_digits(seed, count=320)
     x = x / 16
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -725,7 +717,7 @@ def point_pairs_in_another_order(repaired: bool, seed: int) -> Program:
 def raw_pixels(repaired: bool, seed: int) -> Program:
     """Feed pixels from 0 to 255 into a network tuned for numbers near one."""
     torch.manual_seed(seed)
-    x, y = _digits(seed, n=128)
+    x, y = unscaled_digits(seed, count=128)
     x = (x / 16 * 255).view(-1, 1, 8, 8)
     if repaired:
         x = (x / 255 - 0.3) / 0.4
@@ -818,7 +810,7 @@ def calendar_years_not_centered(repaired: bool, seed: int) -> Program:
 def sgd_decay_without_its_exponent(repaired: bool, seed: int) -> Program:
     """Write `weight_decay=5` for 5e-4: each step halves the weights."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = unscaled_digits(seed)
     x = x / 16
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     decay = 5e-4 if repaired else 5.0

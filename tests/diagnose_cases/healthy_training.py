@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -15,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.diagnose_cases.material import digits
 from tests.diagnose_cases.program import Program, healthy
 
 
@@ -36,14 +36,6 @@ def _curve(
     w = torch.randn(features, 1, generator=g)
     y = torch.tanh(x @ w) + 0.3 * x[:, :1] + 0.05 * torch.randn(n, 1, generator=g)
     return x, y
-
-
-def _digits(seed: int, n: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    data = load_digits()
-    pick = torch.randperm(len(data.target), generator=g)[:n]
-    x = torch.tensor(data.data, dtype=torch.float32)[pick] / 16
-    return x, torch.tensor(data.target)[pick]
 
 
 def _walks(seed: int, n: int = 32, length: int = 24) -> torch.Tensor:
@@ -152,7 +144,7 @@ def gradient_accumulation(seed: int) -> Program:
 def mixed_precision_float16(seed: int) -> Program:
     """Train under float16 autocast with a gradient scaler, as on a GPU."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = digits(seed)
     model = _mlp(64, 64, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu")
@@ -292,7 +284,7 @@ def transformer_with_warmup(seed: int) -> Program:
 def frozen_backbone(seed: int) -> Program:
     """Train only the head; the backbone is frozen on purpose."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = digits(seed)
     backbone = nn.Sequential(nn.Linear(64, 128), nn.ReLU())
     for parameter in backbone.parameters():
         parameter.requires_grad = False
@@ -317,7 +309,7 @@ def frozen_backbone(seed: int) -> Program:
 def fine_tuning_with_frozen_layers(seed: int) -> Program:
     """Hand the whole model over, though its first layer is frozen for fine-tuning."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = digits(seed)
     model = nn.Sequential(
         nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32), nn.ReLU(), nn.Linear(32, 10)
     )
@@ -431,7 +423,7 @@ def sparse_embedding(seed: int) -> Program:
 def dropout_and_batch_norm(seed: int) -> Program:
     """Train a small convolutional network with batch norm and dropout."""
     torch.manual_seed(seed)
-    x, y = _digits(seed, n=128)
+    x, y = digits(seed, count=128)
     x = x.view(-1, 1, 8, 8)
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1, bias=False),
@@ -586,7 +578,7 @@ class _FakeQuantLinear(nn.Linear):
 def quantization_aware(seed: int) -> Program:
     """Round the weights to four bits, with a straight-through gradient."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = digits(seed)
     model = nn.Sequential(_FakeQuantLinear(64, 48), nn.ReLU(), _FakeQuantLinear(48, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     criterion = nn.CrossEntropyLoss()
@@ -759,7 +751,7 @@ def dqn_with_target_network(seed: int) -> Program:
 def vae(seed: int) -> Program:
     """Train a variational autoencoder on digits by re-parametrized samples."""
     torch.manual_seed(seed)
-    x, _ = _digits(seed, n=128)
+    x, _ = digits(seed, count=128)
 
     class VAE(nn.Module):
         def __init__(self) -> None:
@@ -796,7 +788,7 @@ def vae(seed: int) -> Program:
 def contrastive(seed: int) -> Program:
     """Bring two noisy views of an image together against the rest of the batch."""
     torch.manual_seed(seed)
-    x, _ = _digits(seed, n=64)
+    x, _ = digits(seed, count=64)
     encoder = _mlp(64, 48, 16)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=3e-3)
 
@@ -883,7 +875,7 @@ def hard_gradient_clipping(seed: int) -> Program:
 def parameter_groups(seed: int) -> Program:
     """Give biases no decay and the trunk a tenth of the head's rate."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = digits(seed)
     trunk, head = nn.Sequential(nn.Linear(64, 48), nn.ReLU()), nn.Linear(48, 10)
     model = nn.Sequential(trunk, head)
     biases = [p for n, p in model.named_parameters() if n.endswith("bias")]
@@ -979,7 +971,7 @@ def functional_grad(seed: int) -> Program:
 def gradient_checkpointing(seed: int) -> Program:
     """Recompute the residual blocks in the backward pass to save memory."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = digits(seed)
     first, last = nn.Linear(64, 32), nn.Linear(32, 10)
     blocks = nn.ModuleList(
         nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 32), nn.GELU()) for _ in range(3)
@@ -1058,7 +1050,7 @@ def hand_written_updates(seed: int) -> Program:
 def loader_restarted_every_epoch(seed: int) -> Program:
     """Draw batches from a shuffled loader, made anew when an epoch ends."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = digits(seed)
     loader = DataLoader(TensorDataset(x, y), batch_size=64, shuffle=True)
     batches = iter(loader)
     model = _mlp(64, 32, 10)
@@ -1194,7 +1186,7 @@ def scaled_gradient_hook(seed: int) -> Program:
 def log_softmax_and_nll(seed: int) -> Program:
     """End the model in log-softmax, with the loss that belongs to it."""
     torch.manual_seed(seed)
-    x, y = _digits(seed)
+    x, y = digits(seed)
     model = nn.Sequential(*_mlp(64, 32, 10), nn.LogSoftmax(dim=1))
     optimizer = torch.optim.Adagrad(model.parameters(), lr=5e-2)
     criterion = nn.NLLLoss()

@@ -2,23 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_diabetes, load_digits
+from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
 from shared.diagnose.causes import Cause
+from tests.diagnose_cases.material import digits
 from tests.diagnose_cases.program import Program, case
-
-
-def _digits(seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return `count` handwritten digits, 64 pixels in [0, 1], and their classes."""
-    pixels, classes = load_digits(return_X_y=True)
-    chosen = torch.randperm(
-        len(classes), generator=torch.Generator().manual_seed(seed)
-    )[:count]
-    return (
-        torch.as_tensor(pixels, dtype=torch.float32)[chosen] / 16,
-        torch.as_tensor(classes)[chosen],
-    )
 
 
 @case(Cause.clamped_at_bound, "training")
@@ -135,7 +124,7 @@ def spot_drawn_far_from_the_target(repaired: bool, seed: int) -> Program:
 @case(Cause.out_of_support, "input")
 def template_shifted_off_the_picture(repaired: bool, seed: int) -> Program:
     """Align a template by a shift that starts where it samples only padding."""
-    pixels, _ = _digits(seed, 1)
+    pixels, _ = digits(seed, 1)
     template = F.pad(pixels.view(1, 1, 8, 8), (4, 4, 4, 4))
     start = [0.12, -0.12] if repaired else [2.5, -2.5]
     shift = torch.tensor(start, requires_grad=True)
@@ -197,7 +186,7 @@ def box_loss_without_overlap(repaired: bool, seed: int) -> Program:
 def softmax_over_a_single_output(repaired: bool, seed: int) -> Program:
     """Put a softmax on the single output of a classifier: it is always one."""
     torch.manual_seed(seed)
-    x, digit = _digits(seed, 256)
+    x, digit = digits(seed, 256)
     y = (digit % 2).float()[:, None]
     last = nn.Sigmoid() if repaired else nn.Softmax(dim=1)
     model = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 1), last)
@@ -295,7 +284,7 @@ class _GatedAdapter(nn.Module):
 def adapter_with_two_zero_factors(repaired: bool, seed: int) -> Program:
     """Start an adapter with a zero gate and a zero projection: each hides the other."""
     torch.manual_seed(seed)
-    x, y = _digits(seed, 256)
+    x, y = digits(seed, 256)
     model = _GatedAdapter(64, 10, gate=1.0 if repaired else 0.0)
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=5e-3, weight_decay=0.0)
@@ -464,7 +453,7 @@ def regression_already_solved(repaired: bool, seed: int) -> Program:
 def classifier_run_to_convergence(repaired: bool, seed: int) -> Program:
     """LBFGS goes on after a regularized classifier has converged."""
     torch.manual_seed(seed)
-    x, digit = _digits(seed, 120)
+    x, digit = digits(seed, 120)
     x, y = x.double(), (digit > 4).double()
     weight = torch.zeros(64, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)

@@ -5,24 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_diabetes, load_digits
+from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from shared.diagnose.causes import Cause
+from tests.diagnose_cases.material import digits
 from tests.diagnose_cases.program import Program, case
-
-
-def _digits(seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return `count` handwritten digits, 64 pixels in [0, 1], and their classes."""
-    pixels, classes = load_digits(return_X_y=True)
-    chosen = torch.randperm(
-        len(classes), generator=torch.Generator().manual_seed(seed)
-    )[:count]
-    return (
-        torch.as_tensor(pixels, dtype=torch.float32)[chosen] / 16,
-        torch.as_tensor(classes)[chosen],
-    )
 
 
 def _forever(loader: DataLoader) -> Iterator[Any]:
@@ -101,7 +90,7 @@ def transformer_adam_lr_of_an_sgd_recipe(repaired: bool, seed: int) -> Program:
 @case(Cause.lr_too_large, "input")
 def deblurring_overshoots(repaired: bool, seed: int) -> Program:
     """Sharpen an image by hand-written descent whose step is too long."""
-    pixels, _ = _digits(seed, 1)
+    pixels, _ = digits(seed, 1)
     truth = pixels.view(1, 1, 8, 8)
     blur = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])[None, None]
     blurred = F.conv2d(truth, blur / 16, padding=1)
@@ -206,7 +195,7 @@ def position_in_map_coordinates(repaired: bool, seed: int) -> Program:
 def autocast_without_grad_scaler(repaired: bool, seed: int) -> Program:
     """Displacements in meters are learned under float16 autocast without a scaler."""
     torch.manual_seed(seed)
-    pixels, _ = _digits(seed, 64)
+    pixels, _ = digits(seed, 64)
     images = pixels.view(64, 1, 8, 8)
     displacement = 2e-5 * F.avg_pool2d(images, 3, stride=1, padding=1)
     model = nn.Sequential(
@@ -260,7 +249,7 @@ def tomography_in_half(repaired: bool, seed: int) -> Program:
 def distance_matrix_with_diagonal(repaired: bool, seed: int) -> Program:
     """Take the root of squared distances on the diagonal too, where they are zero."""
     torch.manual_seed(seed)
-    x, y = _digits(seed, 96)
+    x, y = digits(seed, 96)
     same = (y[:, None] == y[None, :]).float()
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -285,7 +274,7 @@ def distance_matrix_with_diagonal(repaired: bool, seed: int) -> Program:
 def logarithm_of_masked_moves(repaired: bool, seed: int) -> Program:
     """Hide log(0) of illegal moves by `where`, which leaves a NaN in the gradient."""
     torch.manual_seed(seed)
-    boards, best = _digits(seed, 256)
+    boards, best = digits(seed, 256)
     played = 0.9 * F.one_hot(best, 10) + 0.01
     legal = (torch.rand(256, 10) < 0.7) | F.one_hot(best, 10).bool()
     policy = nn.Linear(64, 10)
@@ -308,7 +297,7 @@ def logarithm_of_masked_moves(repaired: bool, seed: int) -> Program:
 @case(Cause.nan_gradient, "input")
 def gamma_of_a_black_picture(repaired: bool, seed: int) -> Program:
     """Start a picture black, where the gamma curve of a screen is infinitely steep."""
-    pixels, _ = _digits(seed, 1)
+    pixels, _ = digits(seed, 1)
     shown = 0.3 + 0.6 * pixels.view(8, 8)
     light = torch.full((8, 8), 0.3 if repaired else 0.0, requires_grad=True)
     optimizer = torch.optim.Adam([light], lr=0.01)
@@ -330,7 +319,7 @@ def gamma_of_a_black_picture(repaired: bool, seed: int) -> Program:
 def sigmoid_output_from_wide_init(repaired: bool, seed: int) -> Program:
     """Weights drawn from -100 to 100 put tanh and sigmoid on their flat ends."""
     torch.manual_seed(seed)
-    x, y = _digits(seed, 256)
+    x, y = digits(seed, 256)
     target = F.one_hot(y, 10).float()
     model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10), nn.Sigmoid())
     for layer in (model[0], model[2]):
@@ -413,7 +402,7 @@ def softmax_choice_at_low_temperature(repaired: bool, seed: int) -> Program:
 def deep_sigmoid_network(repaired: bool, seed: int) -> Program:
     """Stack ten sigmoid layers, each of which shrinks the gradient about threefold."""
     torch.manual_seed(seed)
-    x, y = _digits(seed, 256)
+    x, y = digits(seed, 256)
     layers: list[nn.Module] = []
     for inputs in [64] + [32] * 9:
         linear = nn.Linear(inputs, 32)
@@ -452,7 +441,7 @@ class _PaddedReader(nn.Module):
 def rnn_reads_past_the_padding(repaired: bool, seed: int) -> Program:
     """Read the last state thirty padded rows after the eight that matter."""
     torch.manual_seed(seed)
-    x, y = _digits(seed, 96)
+    x, y = digits(seed, 96)
     rows = F.pad(x.view(-1, 8, 8), (0, 0, 0, 30))
     model = _PaddedReader(orthogonal=repaired)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -499,7 +488,7 @@ def first_push_through_a_damped_rollout(repaired: bool, seed: int) -> Program:
 def hidden_layer_with_negative_bias(repaired: bool, seed: int) -> Program:
     """Set a bias of minus ten for a sparse code, which turns every unit off."""
     torch.manual_seed(seed)
-    x, y = _digits(seed, 512)
+    x, y = digits(seed, 512)
     model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
     nn.init.constant_(model[0].bias, 0.0 if repaired else -10.0)
     nn.init.zeros_(model[2].bias)
@@ -529,7 +518,7 @@ def hidden_layer_with_negative_bias(repaired: bool, seed: int) -> Program:
 def relu_after_a_prior_bias(repaired: bool, seed: int) -> Program:
     """Set the last bias to the log-odds of a rare event and put a ReLU behind it."""
     torch.manual_seed(seed)
-    x, _ = _digits(seed, 128)
+    x, _ = digits(seed, 128)
     images = x.view(-1, 1, 8, 8)
     ink = images.mean((1, 2, 3))[:, None]
     body = nn.Sequential(

@@ -5,29 +5,23 @@ import functools
 import itertools
 
 import torch
-from sklearn.datasets import load_diabetes, load_digits
+from sklearn.datasets import load_diabetes
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, TensorDataset
 
 from shared.diagnose.causes import Cause
+from tests.diagnose_cases.material import (
+    digits,
+    least_likely,
+    network,
+    trained_classifier,
+)
 from tests.diagnose_cases.program import Program, case
 
 
 @functools.cache
-def _all_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    data = load_digits()
-    return torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
-
-
-def _digits(seed: int, count: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``count`` digits as rows of 64 pixels, and their labels."""
-    images, labels = _all_digits()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images[order[:count]], labels[order[:count]]
-
-
 def _diabetes() -> tuple[torch.Tensor, torch.Tensor]:
     """Return the diabetes data with columns and target of unit scale."""
     x, y = load_diabetes(return_X_y=True)
@@ -35,39 +29,11 @@ def _diabetes() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(x, dtype=torch.float32) * 21, targets
 
 
-def _network(*sizes: int) -> nn.Sequential:
-    """Return linear layers of these sizes with a ReLU between each two."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _trained_classifier(seed: int) -> nn.Sequential:
-    """Return a small digit classifier after a few steps of training, frozen."""
-    torch.manual_seed(seed)
-    images, labels = _digits(seed)
-    model = _network(64, 32, 10)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(40):
-        optimizer.zero_grad()
-        functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    model.zero_grad()
-    return model.requires_grad_(False)
-
-
-def _least_likely(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Return the class that the model gives to the image last, as a batch of one."""
-    with torch.no_grad():
-        return model(image.reshape(1, 64)).argmin(dim=1)
-
-
 @case(Cause.optimizer_holds_other_tensors, "training")
 def model_copied_after_optimizer(repaired: bool, seed: int) -> Program:
     """Training runs on a deep copy, but the optimizer was made for the original."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
+    images, labels = digits(seed)
     best = nn.Sequential(
         nn.Conv2d(1, 8, 3, stride=2, padding=1),
         nn.ReLU(),
@@ -92,9 +58,9 @@ def model_copied_after_optimizer(repaired: bool, seed: int) -> Program:
 class _FineTuning:
     def __init__(self, repaired: bool, seed: int) -> None:
         torch.manual_seed(seed)
-        self.images, labels = _digits(seed)
+        self.images, labels = digits(seed)
         self.is_even = labels % 2
-        self.model = _network(64, 64, 10)
+        self.model = network(64, 64, 10)
         self.model[0].requires_grad_(False)
         if repaired:
             self.model[2] = nn.Linear(64, 2)
@@ -122,9 +88,9 @@ def head_replaced_after_optimizer(repaired: bool, seed: int) -> Program:
 @case(Cause.optimizer_holds_other_tensors, "input")
 def best_start_chosen_after_optimizer(repaired: bool, seed: int) -> Program:
     """Out of some starts the best is taken, after the optimizer got another."""
-    model = _trained_classifier(seed)
+    model = trained_classifier(seed).requires_grad_(False)
     starts = torch.rand(5, 64) * 0.5
-    wanted = _least_likely(model, starts.mean(dim=0))
+    wanted = least_likely(model, starts.mean(dim=0))
 
     def loss_of(image: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(model(image[None]), wanted)
@@ -151,7 +117,7 @@ def only_scheduler_steps(repaired: bool, seed: int) -> Program:
     """In the loop stands `scheduler.step()`, and `optimizer.step()` was forgotten."""
     torch.manual_seed(seed)
     inputs, targets = _diabetes()
-    model = _network(10, 24, 1)
+    model = network(10, 24, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.99)
     loss_fn = nn.SmoothL1Loss()
@@ -172,8 +138,8 @@ def only_scheduler_steps(repaired: bool, seed: int) -> Program:
 def encoder_optimizer_never_steps(repaired: bool, seed: int) -> Program:
     """Both encoder and decoder have an optimizer, but only one is stepped."""
     torch.manual_seed(seed)
-    images, _ = _digits(seed)
-    encoder, decoder = _network(64, 32, 8), _network(8, 32, 64)
+    images, _ = digits(seed)
+    encoder, decoder = network(64, 32, 8), network(8, 32, 64)
     encoder_optimizer = torch.optim.Adam(encoder.parameters(), lr=0.01)
     decoder_optimizer = torch.optim.Adam(decoder.parameters(), lr=0.01)
 
@@ -194,8 +160,8 @@ def encoder_optimizer_never_steps(repaired: bool, seed: int) -> Program:
 def accumulation_never_complete(repaired: bool, seed: int) -> Program:
     """With a step due each 8 batches, an epoch of 4, counted anew, has none."""
     torch.manual_seed(seed)
-    loader = DataLoader(TensorDataset(*_digits(seed)), batch_size=64, shuffle=True)
-    model = _network(64, 32, 10)
+    loader = DataLoader(TensorDataset(*digits(seed)), batch_size=64, shuffle=True)
+    model = network(64, 32, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     accumulate = 4 if repaired else 8
 
@@ -217,9 +183,9 @@ def accumulation_never_complete(repaired: bool, seed: int) -> Program:
 @case(Cause.step_missing, "input")
 def step_without_parentheses(repaired: bool, seed: int) -> Program:
     """Parentheses are missing: `optimizer.step` names the method and calls nothing."""
-    model = _trained_classifier(seed)
+    model = trained_classifier(seed).requires_grad_(False)
     image = torch.rand(64, requires_grad=True)
-    wanted = _least_likely(model, image).item()
+    wanted = least_likely(model, image).item()
     optimizer = torch.optim.Adam([image], lr=0.02)
 
     def step() -> torch.Tensor:
@@ -239,8 +205,8 @@ def step_without_parentheses(repaired: bool, seed: int) -> Program:
 def cleared_after_backward(repaired: bool, seed: int) -> Program:
     """Backward, `zero_grad`, step: the first two lines stand in the wrong order."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
-    model = _network(64, 32, 10)
+    images, labels = digits(seed)
+    model = network(64, 32, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     loss_fn = nn.CrossEntropyLoss()
 
@@ -261,7 +227,7 @@ def cleared_after_backward(repaired: bool, seed: int) -> Program:
 class _SequenceTrainer:
     def __init__(self, repaired: bool, seed: int) -> None:
         torch.manual_seed(seed)
-        images, self.labels = _digits(seed)
+        images, self.labels = digits(seed)
         self.rows = images.view(-1, 8, 8)
         self.cell = nn.GRU(8, 16, batch_first=True)
         self.head = nn.Linear(16, 10)
@@ -298,7 +264,7 @@ def cleared_by_logging(repaired: bool, seed: int) -> Program:
 def zeroed_before_manual_update(repaired: bool, seed: int) -> Program:
     """By hand: `grad.zero_()` comes before the line that subtracts the gradient."""
     torch.manual_seed(seed)
-    target = _digits(seed)[0][0].view(8, 8)
+    target = digits(seed)[0][0].view(8, 8)
     image = torch.rand(8, 8, requires_grad=True)
     rate = 0.1
 
@@ -340,9 +306,9 @@ def never_cleared_in_regression(repaired: bool, seed: int) -> Program:
 @case(Cause.zero_grad_missing, "training")
 def teacher_cleared_for_student(repaired: bool, seed: int) -> Program:
     """In a distillation `zero_grad` is called on the teacher, not on the student."""
-    teacher = _trained_classifier(seed)
-    images, _ = _digits(seed)
-    student = _network(64, 16, 10)
+    teacher = trained_classifier(seed).requires_grad_(False)
+    images, _ = digits(seed)
+    student = network(64, 16, 10)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.03)
     loss_fn = nn.KLDivLoss(reduction="batchmean")
 
@@ -405,8 +371,8 @@ def lbfgs_closure_keeps_gradient(repaired: bool, seed: int) -> Program:
 def loop_variable_rebound(repaired: bool, seed: int) -> Program:
     """`p = p - lr * p.grad` in a loop binds the name and leaves the weight as it is."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
-    model = _network(64, 32, 10)
+    images, labels = digits(seed)
+    model = network(64, 32, 10)
     loss_fn = nn.CrossEntropyLoss()
 
     def step() -> torch.Tensor:
@@ -449,7 +415,7 @@ def flat_vector_not_written_back(repaired: bool, seed: int) -> Program:
 def masked_pixels_updated_in_place(repaired: bool, seed: int) -> Program:
     """`image[mask].sub_(...)` changes the copy that indexing with a mask returns."""
     torch.manual_seed(seed)
-    image = _digits(seed)[0][0].view(8, 8).clone()
+    image = digits(seed)[0][0].view(8, 8).clone()
     target = image.clone()
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[2:6, 2:6] = True
@@ -507,9 +473,9 @@ def warmup_divides_integers(repaired: bool, seed: int) -> Program:
 def schedule_ends_after_few_batches(repaired: bool, seed: int) -> Program:
     """Schedules counted in epochs reach 0 soon when stepped each batch."""
     torch.manual_seed(seed)
-    loader = DataLoader(TensorDataset(*_digits(seed)), batch_size=64, shuffle=True)
+    loader = DataLoader(TensorDataset(*digits(seed)), batch_size=64, shuffle=True)
     batches = itertools.cycle(loader)
-    model = _network(64, 32, 10)
+    model = network(64, 32, 10)
     epochs = 3
     optimizer = torch.optim.SGD(model.parameters(), lr=0.4)
     scheduler = torch.optim.lr_scheduler.PolynomialLR(
@@ -531,9 +497,9 @@ def schedule_ends_after_few_batches(repaired: bool, seed: int) -> Program:
 @case(Cause.lr_zero, "input")
 def rate_of_integer_division(repaired: bool, seed: int) -> Program:
     """`lr = 1 // 50` is 0: an integer division where a fraction was meant."""
-    model = _trained_classifier(seed)
+    model = trained_classifier(seed).requires_grad_(False)
     image = torch.rand(64, requires_grad=True)
-    wanted = _least_likely(model, image)
+    wanted = least_likely(model, image)
     rate = 1 / 50 if repaired else 1 // 50
     optimizer = torch.optim.Adam([image], lr=rate)
 
@@ -555,8 +521,8 @@ def rate_of_integer_division(repaired: bool, seed: int) -> Program:
 def learning_rate_of_fine_tuning(repaired: bool, seed: int) -> Program:
     """From fine-tuning a large model the rate is copied, to SGD from scratch."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
-    model = _network(64, 32, 10)
+    images, labels = digits(seed)
+    model = network(64, 32, 10)
     rate = 0.5 if repaired else 2e-5
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     loss_fn = nn.CrossEntropyLoss()
@@ -576,7 +542,7 @@ def adam_epsilon_too_large(repaired: bool, seed: int) -> Program:
     """Adam's epsilon is far above the gradients, so every step is divided by it."""
     torch.manual_seed(seed)
     inputs, targets = _diabetes()
-    model = _network(10, 24, 1)
+    model = network(10, 24, 1)
     epsilon = 1e-8 if repaired else 100.0
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02, eps=epsilon)
 
@@ -594,7 +560,7 @@ def adam_epsilon_too_large(repaired: bool, seed: int) -> Program:
 def loss_averaged_twice(repaired: bool, seed: int) -> Program:
     """Means over pixels are divided by their number again, and gradients shrink."""
     torch.manual_seed(seed)
-    target = functional.interpolate(_digits(seed)[0][0].view(1, 1, 8, 8), size=16)
+    target = functional.interpolate(digits(seed)[0][0].view(1, 1, 8, 8), size=16)
     image = torch.rand(1, 1, 16, 16, requires_grad=True)
     optimizer = torch.optim.SGD([image], lr=10.0)
 

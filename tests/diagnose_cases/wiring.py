@@ -1,67 +1,31 @@
 """Programs whose variables are not connected to the loss, or not to the optimizer."""
 
 import copy
-import functools
 import itertools
 
 import torch
 from scipy import ndimage
-from sklearn.datasets import load_diabetes, load_digits
+from sklearn.datasets import load_diabetes
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from shared.diagnose.causes import Cause
+from tests.diagnose_cases.material import (
+    digits,
+    least_likely,
+    network,
+    trained_classifier,
+)
 from tests.diagnose_cases.program import Program, case
-
-
-@functools.cache
-def _all_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    data = load_digits()
-    return torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
-
-
-def _digits(seed: int, count: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``count`` digits as rows of 64 pixels, and their labels."""
-    images, labels = _all_digits()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images[order[:count]], labels[order[:count]]
-
-
-def _network(*sizes: int) -> nn.Sequential:
-    """Return linear layers of these sizes with a ReLU between each two."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _trained_classifier(seed: int) -> nn.Sequential:
-    """Return a small digit classifier after a few steps of training."""
-    torch.manual_seed(seed)
-    images, labels = _digits(seed)
-    model = _network(64, 32, 10)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(40):
-        optimizer.zero_grad()
-        functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    model.zero_grad()
-    return model
-
-
-def _least_likely(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Return the class that the model gives to the image last, as a batch of one."""
-    with torch.no_grad():
-        return model(image.reshape(1, 64)).argmin(dim=1)
 
 
 @case(Cause.graph_detached, "training")
 def losses_collected_with_item(repaired: bool, seed: int) -> Program:
     """Losses are collected as numbers and made a tensor again for the backward pass."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
-    model = _network(64, 32, 10)
+    images, labels = digits(seed)
+    model = network(64, 32, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     criterion = nn.CrossEntropyLoss()
 
@@ -85,7 +49,7 @@ def losses_collected_with_item(repaired: bool, seed: int) -> Program:
 class _Regressor(nn.Module):
     def __init__(self, repaired: bool) -> None:
         super().__init__()
-        self.body = _network(10, 24, 24, 1)
+        self.body = network(10, 24, 24, 1)
         self.repaired = repaired
 
     @torch.no_grad()
@@ -125,7 +89,7 @@ def forward_reuses_predict(repaired: bool, seed: int) -> Program:
 def encoder_output_detached(repaired: bool, seed: int) -> Program:
     """Features are detached, as left from an older trial; only the head learns."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
+    images, labels = digits(seed)
     encoder = nn.Sequential(
         nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()
     )
@@ -155,9 +119,9 @@ def _blur(image: torch.Tensor) -> torch.Tensor:
 @case(Cause.graph_detached, "input")
 def image_blurred_with_scipy(repaired: bool, seed: int) -> Program:
     """SciPy blurs the image, outside the graph; the network's graph hides the cut."""
-    model = _trained_classifier(seed)
+    model = trained_classifier(seed)
     image = torch.rand(8, 8, requires_grad=True)
-    wanted = _least_likely(model, image)
+    wanted = least_likely(model, image)
     optimizer = torch.optim.Adam([image], lr=0.05)
 
     def blurred() -> torch.Tensor:
@@ -206,8 +170,8 @@ def circle_drawn_from_numbers(repaired: bool, seed: int) -> Program:
 def loss_on_predicted_class(repaired: bool, seed: int) -> Program:
     """Arg-max and label are compared in the loss; backward raises."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
-    model = _network(64, 32, 10)
+    images, labels = digits(seed)
+    model = network(64, 32, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 
     def step() -> torch.Tensor:
@@ -258,7 +222,7 @@ def probability_rounded_before_loss(repaired: bool, seed: int) -> Program:
 def hidden_units_thresholded(repaired: bool, seed: int) -> Program:
     """Hidden units are compared with zero to make codes; the encoder never learns."""
     torch.manual_seed(seed)
-    images, _ = _digits(seed)
+    images, _ = digits(seed)
     encode, decode = nn.Linear(64, 24), nn.Linear(24, 64)
     optimizer = torch.optim.Adam([*encode.parameters(), *decode.parameters()], lr=0.01)
 
@@ -277,7 +241,7 @@ def hidden_units_thresholded(repaired: bool, seed: int) -> Program:
 @case(Cause.nondifferentiable_op, "input")
 def image_rounded_to_bytes(repaired: bool, seed: int) -> Program:
     """Pixels are rounded to 256 gray levels before the network sees them."""
-    model = _trained_classifier(seed)
+    model = trained_classifier(seed)
     image = torch.rand(64, requires_grad=True)
     optimizer = torch.optim.SGD([image], lr=0.02)
 
@@ -321,7 +285,7 @@ class _Adapted(nn.Module):
     def __init__(self, base: nn.Sequential, repaired: bool) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.adapter = _network(32, 16, 32)
+        self.adapter = network(32, 16, 32)
         self.repaired = repaired
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -335,8 +299,8 @@ class _Adapted(nn.Module):
 @case(Cause.variable_not_used, "training")
 def adapter_result_dropped(repaired: bool, seed: int) -> Program:
     """Inside a fixed network the adapter is called and its result dropped."""
-    base = _trained_classifier(seed)
-    images, labels = _digits(seed + 1)
+    base = trained_classifier(seed)
+    images, labels = digits(seed + 1)
     images = images.view(-1, 8, 8).transpose(1, 2).flatten(1)
     model = _Adapted(base, repaired)
     optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=0.01)
@@ -355,9 +319,9 @@ def adapter_result_dropped(repaired: bool, seed: int) -> Program:
 @case(Cause.variable_not_used, "input")
 def objective_ignores_argument(repaired: bool, seed: int) -> Program:
     """Scores are of the original image, not of the one that the function is given."""
-    model = _trained_classifier(seed)
-    original = _digits(seed)[0][0]
-    wanted = _least_likely(model, original)
+    model = trained_classifier(seed)
+    original = digits(seed)[0][0]
+    wanted = least_likely(model, original)
     image = original.clone().requires_grad_()
     optimizer = torch.optim.Adam([image], lr=0.02)
 
@@ -399,7 +363,7 @@ def distances_computed_before_loop(repaired: bool, seed: int) -> Program:
 def weights_scaled_after_requires_grad(repaired: bool, seed: int) -> Program:
     """Weights are scaled after `requires_grad`; their `.grad` is None and skipped."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
+    images, labels = digits(seed)
     if repaired:
         first = (torch.randn(64, 32) * 0.15).requires_grad_()
         second = (torch.randn(32, 10) * 0.15).requires_grad_()
@@ -451,7 +415,7 @@ def image_converted_after_requires_grad(repaired: bool, seed: int) -> Program:
     """Conversion to float64 after `requires_grad` gives an image that never moves."""
     generator = torch.Generator().manual_seed(seed)
     source = torch.rand(8, 8, generator=generator)
-    target = _digits(seed)[0][0].view(8, 8).double()
+    target = digits(seed)[0][0].view(8, 8).double()
     if repaired:
         source = source.double()
     source.requires_grad_()
@@ -471,10 +435,10 @@ def image_converted_after_requires_grad(repaired: bool, seed: int) -> Program:
 @case(Cause.non_leaf_variable, "input")
 def image_rebound_by_clamp(repaired: bool, seed: int) -> Program:
     """After each step the name is bound to a clamped result; backward soon raises."""
-    model = _trained_classifier(seed).requires_grad_(False)
+    model = trained_classifier(seed).requires_grad_(False)
     image = (0.2 + 0.6 * torch.rand(64)).requires_grad_()
     start = image
-    wanted = _least_likely(model, image)
+    wanted = least_likely(model, image)
     optimizer = torch.optim.Adam([image], lr=0.02)
 
     def step() -> torch.Tensor:
@@ -497,9 +461,9 @@ def image_rebound_by_clamp(repaired: bool, seed: int) -> Program:
 def head_name_misspelled(repaired: bool, seed: int) -> Program:
     """All but the "head" is frozen, but the head is called "classifier"."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
+    images, labels = digits(seed)
     model = nn.ModuleDict(
-        {"features": _network(64, 64), "classifier": nn.Linear(64, 10)}
+        {"features": network(64, 64), "classifier": nn.Linear(64, 10)}
     )
     trained = "classifier" if repaired else "head"
     for name, parameter in model.named_parameters():
@@ -523,7 +487,7 @@ def head_name_misspelled(repaired: bool, seed: int) -> Program:
 def pruning_mask_inverted(repaired: bool, seed: int) -> Program:
     """Hooks keep pruned weights at zero, but the mask marks the weights that live."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
+    images, labels = digits(seed)
     model = nn.Sequential(nn.Linear(64, 48, bias=False), nn.Tanh())
     model.append(nn.Linear(48, 10, bias=False))
     for weight in model.parameters():
@@ -550,8 +514,8 @@ def pruning_mask_inverted(repaired: bool, seed: int) -> Program:
 def teacher_is_the_student(repaired: bool, seed: int) -> Program:
     """Freezing the teacher freezes the student: it is the same object, not a copy."""
     torch.manual_seed(seed)
-    images, _ = _digits(seed)
-    student = _network(64, 32, 8)
+    images, _ = digits(seed)
+    student = network(64, 32, 8)
     predictor = nn.Linear(8, 8)
     teacher = copy.deepcopy(student) if repaired else student
     teacher.requires_grad_(False)
@@ -574,7 +538,7 @@ def teacher_is_the_student(repaired: bool, seed: int) -> Program:
 @case(Cause.frozen_parameters, "input")
 def image_without_requires_grad(repaired: bool, seed: int) -> Program:
     """No gradients were asked for the image; those of the network hide it."""
-    model = _trained_classifier(seed)
+    model = trained_classifier(seed)
     image = torch.rand(1, 64)
     if repaired:
         image.requires_grad_()
@@ -612,7 +576,7 @@ class _Stack(nn.Module):
 def layers_in_plain_list(repaired: bool, seed: int) -> Program:
     """Layers stand in a Python list, so only the norm reaches the optimizer."""
     torch.manual_seed(seed)
-    images, labels = _digits(seed)
+    images, labels = digits(seed)
     model = _Stack(repaired)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
     loss_fn = nn.CrossEntropyLoss()
@@ -673,7 +637,7 @@ class _Trainer:
 def gate_weights_in_dict(repaired: bool, seed: int) -> Program:
     """Gate weights of a recurrent cell stand in a dict; bias and readout learn."""
     torch.manual_seed(seed)
-    trainer = _Trainer(_Gated(repaired), *_digits(seed))
+    trainer = _Trainer(_Gated(repaired), *digits(seed))
     return Program(trainer.train_step, trainer.model, trainer.optimizer)
 
 
@@ -693,7 +657,7 @@ class _Pyramid(nn.Module):
 def image_levels_in_plain_list(repaired: bool, seed: int) -> Program:
     """Image levels are summed from a plain list; only the brightness can change."""
     torch.manual_seed(seed)
-    target = _digits(seed)[0][0].view(1, 1, 8, 8)
+    target = digits(seed)[0][0].view(1, 1, 8, 8)
     image = _Pyramid(repaired)
     optimizer = torch.optim.SGD(image.parameters(), lr=0.01)
 
