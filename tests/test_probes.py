@@ -14,7 +14,6 @@ from shared.probes import (
     projected_gradient,
     ratio_per_layer,
     saturated_share,
-    share_changed_by_update_predicted,
     ulp,
 )
 
@@ -237,15 +236,6 @@ def test_predicted_changes_in_float64() -> None:
             assert torch.equal(changed_by_update_predicted(x, signed), x + signed != x)
 
 
-def test_share_changed_by_update() -> None:
-    x = torch.tensor([1.0, 1.5, 1.5, 0.0], dtype=torch.bfloat16)
-    update = torch.tensor([-0.002, -0.002, 0.004, 0.0])
-    # Half of the spacing is 2^-8 = 0.0039, a quarter of it, below 1, 0.00195.
-    assert share_changed_by_update_predicted(x, update) == 0.5
-
-
 def test_changes_that_cannot_be_predicted() -> None:
     with pytest.raises(ValueError, match="shape of x"):
         changed_by_update_predicted(torch.zeros(3), torch.zeros(2))
-    with pytest.raises(ValueError, match="at least one value"):
-        share_changed_by_update_predicted(torch.zeros(0), torch.zeros(0))
