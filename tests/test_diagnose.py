@@ -25,6 +25,7 @@ from shared.diagnose import Cause, Evidence, Finding, Note, Proof, Report, diagn
 from shared.diagnose.diagnosis import StepError
 from shared.diagnose.state import Snapshot
 from shared.diagnose.trials import Trials
+from shared.diagnose.watch import Level, StepWatch
 from tests.confusion import NO_ALARM, outcome, sides
 from tests.diagnose_cases.program import Case, Program, all_cases
 
@@ -559,6 +560,22 @@ def test_a_step_that_raises_is_named_with_its_exception() -> None:
         diagnose(**good(step=step))
     assert isinstance(e.value.__cause__, ZeroDivisionError)
     assert "\n" not in str(e.value)
+
+
+def test_the_watch_does_not_take_its_own_looks_for_the_step() -> None:
+    x = torch.ones(3, requires_grad=True)
+
+    def step() -> torch.Tensor:
+        loss = x.square().sum()
+        loss.backward()  # never cleared: the watch looks at what is left over
+        return loss
+
+    watch = StepWatch(step, [x])
+    records = [watch.run(Level.EVERYTHING) for _ in range(2)]
+    assert records[1].backwards[0].left_over == [True]
+    assert [p.name for p in records[1].passages] == ["square", "sum"]
+    assert records[1].gradient_copied == 0
+    assert records[1].gradient_edits == []
 
 
 def test_every_trial_is_given_the_same_batches() -> None:

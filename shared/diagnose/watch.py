@@ -8,6 +8,7 @@ call. The reader's code is neither read nor changed.
 import contextlib
 import dataclasses
 import enum
+import functools
 import io
 import math
 import warnings
@@ -201,6 +202,17 @@ def _stored(variable: torch.Tensor) -> torch.Tensor | None:
     return variable.grad if readable else None
 
 
+def _unseen(look: Callable) -> Callable:
+    """Keep what a method itself asks of torch from the modes that watch the step."""
+
+    @functools.wraps(look)
+    def looking(*args: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return look(*args)
+
+    return looking
+
+
 class StepWatch:
     """Runs a step and writes down what it did.
 
@@ -266,9 +278,8 @@ class StepWatch:
             record.written = self._recorder.written
             record.largest_addition = self._recorder.largest_addition()
             inputs = [t for call in record.modules for t in call.inputs]
-            with self._recorder_paused():
-                record.pairs = self._recorder.pairs(inputs)
-                record.lost_shift = self._recorder.lost_shift()
+            record.pairs = self._recorder.pairs(inputs)
+            record.lost_shift = self._recorder.lost_shift()
             self._recorder.clear()
         return record
 
@@ -330,11 +341,31 @@ class StepWatch:
     def _walk_back(
         self, engine: Callable, outputs: Any, args: tuple, kwargs: dict
     ) -> Any:
-        roots = list(tensors_in(outputs))
         self._record.events.append("backward")
         asked = not kwargs.get("accumulate_grad", False)
-        inputs = list(tensors_in(args[3])) if len(args) > 3 and args[3] else []
-        stored = [_stored(v) for v in self.variables]
+        stored = self._stored()
+        call, before = self._look_before(list(tensors_in(outputs)), stored, asked)
+        with self._recorder_paused():
+            result = engine(outputs, *args, **kwargs)
+        if asked:
+            inputs = list(tensors_in(args[3])) if len(args) > 3 and args[3] else []
+            self._look_at_returned(call, inputs, result)
+        else:
+            self._look_at_stored(call, stored, before)
+        return result
+
+    @_unseen
+    def _stored(self) -> list[torch.Tensor | None]:
+        return [_stored(v) for v in self.variables]
+
+    @_unseen
+    def _look_before(
+        self,
+        roots: list[torch.Tensor],
+        stored: list[torch.Tensor | None],
+        asked: bool,
+    ) -> tuple[BackwardCall, list[torch.Tensor | None]]:
+        """Begin the record of a backward call; return copies of the gradients, too."""
         call = BackwardCall(
             value=float(roots[0].detach().sum()) if roots else math.nan,
             has_graph=any(root.requires_grad for root in roots),
@@ -351,16 +382,29 @@ class StepWatch:
         self._examine(roots, call)
         self._record.backwards.append(call)
         self._record.log.append(call)
-        with self._recorder_paused():
-            result = engine(outputs, *args, **kwargs)
-        if asked:
-            position = {id(v): i for i, v in enumerate(self.variables)}
-            for tensor, gradient in zip(inputs, result, strict=False):
-                if id(tensor) in position and gradient is not None:
-                    call.fresh[position[id(tensor)]] = self._copy(gradient)
-            if self._recorder is not None:
-                self._recorder.note_gradients(g for g in result if g is not None)
-            return result
+        return call, before
+
+    @_unseen
+    def _look_at_returned(
+        self,
+        call: BackwardCall,
+        inputs: list[torch.Tensor],
+        result: Sequence[torch.Tensor | None],
+    ) -> None:
+        position = {id(v): i for i, v in enumerate(self.variables)}
+        for tensor, gradient in zip(inputs, result, strict=False):
+            if id(tensor) in position and gradient is not None:
+                call.fresh[position[id(tensor)]] = self._copy(gradient)
+        if self._recorder is not None:
+            self._recorder.note_gradients(g for g in result if g is not None)
+
+    @_unseen
+    def _look_at_stored(
+        self,
+        call: BackwardCall,
+        stored: list[torch.Tensor | None],
+        before: list[torch.Tensor | None],
+    ) -> None:
         for i, variable in enumerate(self.variables):
             after = _stored(variable)
             if after is None or (after is stored[i] and before[i] is None):
@@ -377,7 +421,6 @@ class StepWatch:
                 if not self._in_graph(call, i) and all_zero(copy):
                     copy = None
             call.fresh[i] = copy
-        return result
 
     @staticmethod
     def _in_graph(call: BackwardCall, i: int) -> bool:
@@ -387,7 +430,7 @@ class StepWatch:
         examined = len(self._record.ways)
         if self._recorder is None or examined >= MOST_EXAMINED or not roots:
             return
-        with self._recorder_paused(), self._own_look():
+        with self._own_look():
             call.way = self._recorder.examine(roots[0])
             call.in_half |= any(
                 tensor.dtype == torch.float16
@@ -434,6 +477,7 @@ class StepWatch:
         finally:
             recorder.paused = before
 
+    @_unseen
     def _before_update(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
         position = {id(v): i for i, v in enumerate(self.variables)}
         held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -464,6 +508,7 @@ class StepWatch:
         if self._recorder is not None and closure is None:
             self._recorder.paused = True
 
+    @_unseen
     def _after_update(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
         if self._recorder is not None:
             self._recorder.paused = False
@@ -500,8 +545,9 @@ class StepWatch:
             for handle in handles:
                 handle.remove()
 
+    @_unseen
     def _note_module(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        with self._recorder_paused(), torch.no_grad():
+        with torch.no_grad():
             inputs = list(tensors_in(args))
             first = next(tensors_in(output), None)
             data = next((t for t in inputs if t.dim() and len(t) > 1), None)
