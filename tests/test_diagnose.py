@@ -564,10 +564,12 @@ def test_a_step_that_raises_is_named_with_its_exception() -> None:
 
 def test_the_watch_does_not_take_its_own_looks_for_the_step() -> None:
     x = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
 
     def step() -> torch.Tensor:
         loss = x.square().sum()
         loss.backward()  # never cleared: the watch looks at what is left over
+        optimizer.step()
         return loss
 
     watch = StepWatch(step, [x])
