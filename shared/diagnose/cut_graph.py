@@ -89,8 +89,8 @@ def _cut(
         seen.names(which),
         f"The loss depends on these variables, and its graph does not reach them: it "
         f"ends at {call}. Backward gives them no gradient at all (None, not zero).",
-        "Keep every step from the variable to the loss in torch, without .detach(), "
-        ".item(),\n.numpy(), torch.tensor(...) or torch.no_grad():\n"
+        "# Every step from the variable to the loss in torch, without .detach(),\n"
+        "# .item(), .numpy(), torch.tensor(...) or torch.no_grad():\n"
         "loss = loss_fn(model(x), y)\nloss.backward()",
         proof,
     )
@@ -136,9 +136,8 @@ def _stepwise(seen: Observation, which: Sequence[int], steps: Sequence[str]) -> 
         seen.names(which),
         f"Between these variables and the loss stands {where}(): its value is constant "
         "but for jumps, so its derivative is zero or missing, and no gradient passes.",
-        "Replace it by something smooth in training: softmax for arg-max, sigmoid for "
-        "a threshold,\n"
-        "or keep its value and pass the gradient on (straight-through):\n"
+        "# Something smooth in training: softmax for arg-max, sigmoid for a\n"
+        "# threshold. Or keep its value and pass the gradient straight through:\n"
         "y = x + (x.round() - x).detach()",
     )
 
@@ -157,6 +156,6 @@ def not_used(seen: Observation, which: Sequence[int]) -> Finding:
         "The loss that the step computes does not depend on these variables as they "
         "are now: the step works on a copy, on another object, or ignores its "
         "argument.",
-        "Compute the loss from the variable itself, inside the step:\n"
+        "# The loss of the variable itself, inside the step:\n"
         "loss = objective(x)  # not of a copy made before the loop",
     )

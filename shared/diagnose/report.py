@@ -4,12 +4,13 @@ import dataclasses
 import html
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shared.diagnose.causes import Cause
 
 WIDTH = 80
+"""Characters of a line: what a page of the book shows without scrolling."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +82,14 @@ class Finding:
     def __str__(self) -> str:
         lines = [f"{self.cause} (confidence {self.confidence:.2f})"]
         lines += textwrap.wrap(self.explanation, WIDTH - 2)
-        lines += [f"- {item}" for item in self.evidence]
+        for item in self.evidence:
+            lines += _hanging(f"- {item}", WIDTH - 2)
         if self.variables:
-            lines.append(f"Variables: {_listed(self.variables)}")
+            lines += _hanging(f"Variables: {_listed(self.variables)}", WIDTH - 2)
         lines.append("Repair:")
-        lines += ["    " + line for line in self.repair.splitlines()]
+        lines += ["    " + line for line in _narrow(self.repair, WIDTH - 6)]
         if self.proof is not None:
-            lines.append(f"{self.proof.title}: {self.proof}")
+            lines += _hanging(f"{self.proof.title}: {self.proof}", WIDTH - 2)
         if self.chapter:
             lines.append(f"Chapter: {self.chapter}")
         return "\n  ".join(lines)
@@ -143,30 +145,29 @@ class Report:
         return plain
 
     def __str__(self) -> str:
-        lines = [self._headline()]
+        lines = [part for x in self._headline() for part in _hanging(x, WIDTH)]
         for number, finding in enumerate(self.findings, 1):
             lines += ["", f"{number}. {finding}"]
         if self.notes:
             lines += ["", "Notes:"]
             for note in self.notes:
-                lines += textwrap.wrap(
-                    str(note), WIDTH, initial_indent="- ", subsequent_indent="  "
-                )
+                lines += _hanging(f"- {note}", WIDTH)
         if self.skipped:
-            lines += ["", "Left out: " + "; ".join(self.skipped)]
+            lines += ["", *_hanging("Left out: " + "; ".join(self.skipped), WIDTH)]
         return "\n".join(lines)
 
     __repr__ = __str__
 
-    def _headline(self) -> str:
+    def _headline(self) -> list[str]:
         ran = f"{self.steps_run} steps run, everything put back."
         if self.healthy:
-            return f"No alarm. {ran}"
-        return f"{self.cause}: {self.cause.meaning}\n{ran}"
+            return [f"No alarm. {ran}"]
+        return [f"{self.cause}: {self.cause.meaning}", ran]
 
     def _repr_html_(self) -> str:
         """Show the report as a table in a notebook."""
-        parts = [f"<p><strong>{html.escape(self._headline())}</strong></p>"]
+        headline = html.escape(" ".join(self._headline()))
+        parts = [f"<p><strong>{headline}</strong></p>"]
         parts += [_html_finding(n, f) for n, f in enumerate(self.findings, 1)]
         if self.notes:
             items = "".join(f"<li>{html.escape(str(n))}</li>" for n in self.notes)
@@ -193,15 +194,38 @@ def _html_finding(number: int, finding: Finding) -> str:
     chapter = (
         f"<p>Chapter: <code>{finding.chapter}</code></p>" if finding.chapter else ""
     )
+    repair = "\n".join(_narrow(finding.repair, WIDTH))
     return (
         f"<p><strong>{number}. <code>{finding.cause}</code></strong> (confidence "
-        f"{finding.confidence:.2f})</p><p>{html.escape(finding.explanation)}</p><table><thead><tr><th>evidence</th><th>measured</th><th>expected</th></tr></thead><tbody>{rows}</tbody></table>{named}<p>Repair:</p><pre>{html.escape(finding.repair)}</pre>{proof}{chapter}"
+        f"{finding.confidence:.2f})</p><p>{html.escape(finding.explanation)}</p><table><thead><tr><th>evidence</th><th>measured</th><th>expected</th></tr></thead><tbody>{rows}</tbody></table>{named}<p>Repair:</p><pre>{html.escape(repair)}</pre>{proof}{chapter}"
     )
 
 
 def shown(value: float | str) -> str:
     """Return a number with two digits, which do not depend on the processor."""
     return value if isinstance(value, str) else f"{value:.2g}"
+
+
+def _hanging(text: str, width: int) -> list[str]:
+    """Return lines of a width; those after the first one are indented."""
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False)
+
+
+def _narrow(code: str, width: int) -> Iterator[str]:
+    """Give lines of code; comments for which there is no room go above their line."""
+    for line in code.splitlines():
+        statement, mark, comment = line.partition("  # ")
+        if len(line) <= width or not mark:
+            yield line
+            continue
+        indent = " " * (len(line) - len(line.lstrip()))
+        yield from textwrap.wrap(
+            comment,
+            width,
+            initial_indent=f"{indent}# ",
+            subsequent_indent=f"{indent}# ",
+        )
+        yield statement
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

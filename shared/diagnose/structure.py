@@ -373,7 +373,6 @@ def _decay(seen: Observation) -> Iterator[Finding]:
         (),
         "Weight decay shrinks the variables faster than the data can make them grow: "
         "they go to zero, whatever the loss says.",
-        "optimizer = torch.optim.AdamW(parameters, lr=learning_rate, "
-        "weight_decay=1e-4)",
+        "optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-4)",
         proof,
     )
