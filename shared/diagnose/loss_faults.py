@@ -86,7 +86,7 @@ def _double_softmax(seen: Observation) -> Iterator[Finding]:
         (),
         "The loss normalizes what it is given, and it is given probabilities. It can "
         "never come near zero, and its gradient is far too small.",
-        "from torch.nn import functional as F\n\nloss = F."
+        "from torch.nn import functional as F\nloss = F."
         + ("binary_cross_entropy_with_logits" if sigmoid else "cross_entropy")
         + "(scores, target)  # scores without "
         + ("sigmoid" if sigmoid else "softmax"),
