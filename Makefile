@@ -36,6 +36,7 @@ set-up: $(READY) ## make the environment (the others do it by themselves)
 $(READY): requirements.txt pyproject.toml .ci/prerequisites.py
 	@command -v $(PYTHON) > /dev/null || { echo "There is no '$(PYTHON)'. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) .ci/prerequisites.py
+	@[ ! -L $(VENV) ] || { echo "$(VENV) is a link, and setting up would empty what it points at. Remove the link: rm $(VENV)" >&2; exit 1; }
 	@echo "Setting up $(VENV) (once; a few minutes)."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -r requirements.txt

@@ -96,6 +96,26 @@ def test_the_script_is_silent_or_ends_with_1() -> None:
     assert "Python 3.9 is too old" in bad.stderr
 
 
+def test_an_environment_behind_a_link_is_left_alone(tmp_path: Path) -> None:
+    project = PATH.parent.parent
+    for name in ("Makefile", "requirements.txt", "pyproject.toml", ".ci"):
+        (tmp_path / name).symlink_to(project / name)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "kept").touch()
+    (tmp_path / ".venv").symlink_to(other)
+    done = subprocess.run(
+        ["make", f"PYTHON={sys.executable}", "set-up"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert ".venv is a link" in done.stderr
+    assert [path.name for path in other.iterdir()] == ["kept"]
+
+
 def test_old_pythons_can_read_the_script() -> None:
     # What Python 3.6 has no syntax for would hide the line behind an error.
     source = PATH.read_text(encoding="utf-8")
