@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -97,9 +98,8 @@ def test_the_script_is_silent_or_ends_with_1() -> None:
 
 
 def test_an_environment_behind_a_link_is_left_alone(tmp_path: Path) -> None:
-    project = PATH.parent.parent
     for name in ("Makefile", "requirements.txt", "pyproject.toml", ".ci"):
-        (tmp_path / name).symlink_to(project / name)
+        (tmp_path / name).symlink_to(ROOT / name)
     other = tmp_path / "other"
     other.mkdir()
     (other / "kept").touch()
