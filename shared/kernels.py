@@ -85,11 +85,13 @@ PRELOADED = (
     "sklearn.datasets",
     # What reads the rows of a sweep.
     "nbformat",
+    "shared.first_figure",
 )
 """What the fork server imports.
 
-Nothing of `shared`: an edited helper must count. Nothing of `matplotlib_inline`: it
-looks for its kernel when it is imported.
+Nothing of `shared` that a chapter uses: an edited helper must count, so only
+`first_figure`, which no chapter imports. Nothing of `matplotlib_inline`: it looks for
+its kernel when it is imported.
 """
 
 INLINE_FIGURES = "module://matplotlib_inline.backend_inline"

@@ -9,6 +9,7 @@ text beside the image, and nbval compares it: a figure whose data change fails t
 tests, as a printed number would.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -19,12 +20,15 @@ from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
 BLACK = "#000000"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+SUPERSCRIPTS = str.maketrans("-−0123456789", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+MOST_DECADES_WITH_MINOR = 3.5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 STYLE = {
@@ -360,11 +364,44 @@ def picture(ax: Axes, pixels: ArrayLike, title: str) -> Axes:
 def _set_log(ax: Axes, log: str) -> Axes:
     if not set(log) <= {"x", "y"}:
         raise ValueError(f"log must be '', 'x', 'y' or 'xy', not {log!r}")
-    if "x" in log:
-        ax.set_xscale("log")
-    if "y" in log:
-        ax.set_yscale("log")
+    for letter in log:
+        axis = ax.xaxis if letter == "x" else ax.yaxis
+        ax.set(**{f"{letter}scale": "log"})
+        axis.set_major_formatter(PowersAsText())
+        axis.set_minor_formatter(PowersAsText(labelOnlyBase=False))
+        axis.set_minor_locator(MinorTicksOfFewDecades(subs="auto"))
     return ax
+
+
+class PowersAsText(LogFormatterSciNotation):
+    """Labels of a log axis in plain characters: 10⁻³ and not its formula.
+
+    Setting a formula costs a hundred times more than setting text, and a figure with
+    two log axes has dozens, each set again whenever the figure is laid out.
+    """
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of the tick at ``x``, empty if it has none."""
+        label = super().__call__(x, pos)
+        formula = re.fullmatch(r"\$\\mathdefault\{(.*)\}\$", label)
+        if not formula:
+            return label
+        text = re.sub(
+            r"\^\{(.*?)\}",
+            lambda power: power[1].translate(SUPERSCRIPTS),
+            formula[1],
+        )
+        return text.replace(r"\times", " × ")
+
+
+class MinorTicksOfFewDecades(LogLocator):
+    """Minor ticks for a log axis of few decades; on a longer one they only crowd."""
+
+    def tick_values(self, vmin: float, vmax: float) -> ArrayLike:
+        """Return the places of the minor ticks between two values."""
+        if min(vmin, vmax) <= 0 or abs(np.log10(vmax / vmin)) > MOST_DECADES_WITH_MINOR:
+            return np.empty(0)
+        return super().tick_values(vmin, vmax)
 
 
 # --------------------------------------------------------------------------------------

@@ -353,3 +353,33 @@ def test_the_text_form_names_no_machine(ax: Axes) -> None:
 def test_a_panel_without_data() -> None:
     figure, _ = plots.new_figure(columns=2)
     assert repr(figure).count("untitled") == 2
+
+
+@pytest.mark.parametrize(
+    ("largest", "minor"), [(1e2, True), (1e9, False)], ids=["few", "many"]
+)
+def test_a_log_axis_has_minor_ticks_only_where_decades_are_few(
+    largest: float, minor: bool
+) -> None:
+    _, axes = plots.new_figure()
+    ax = plots.curves(axes[0], {"a": ([1.0, largest], [1.0, largest])}, log="xy")
+    assert (len(ax.xaxis.get_minorticklocs()) > 0) == minor
+    assert (len(ax.yaxis.get_minorticklocs()) > 0) == minor
+
+
+@pytest.mark.parametrize(
+    ("ends", "label"),
+    [((1e-6, 1e-2), "10⁻³"), ((1.0, 1e4), "10²"), ((2.0, 5.0), "3 × 10⁰")],
+)
+def test_labels_of_a_log_axis_are_text_and_not_formulas(
+    ends: tuple[float, float], label: str
+) -> None:
+    figure, axes = plots.new_figure()
+    ax = plots.curves(axes[0], {"a": (ends, ends)}, log="x")
+    figure.draw_without_rendering()
+    labels = [
+        text.get_text()
+        for text in ax.get_xticklabels() + ax.get_xticklabels(minor=True)
+    ]
+    assert label in labels
+    assert not any("$" in text for text in labels)
