@@ -14,6 +14,7 @@ forking is impossible an ordinary kernel is started, and a warning says so once.
 
 import asyncio
 import functools
+import gc
 import json
 import logging
 import multiprocessing
@@ -391,6 +392,9 @@ def _be_a_kernel(
 ) -> None:
     """Turn this process into what ``python -m ipykernel_launcher`` starts."""
     os.setsid()
+    # Half a million objects of the preloaded packages are never garbage: a collection
+    # would visit them all, and copy the memory they share with the server.
+    gc.freeze()
     threading.Thread(target=_end_with_parent, args=(sockets,), daemon=True).start()
     # Unlike other processes of multiprocessing a kernel may have children.
     multiprocessing.current_process().daemon = False

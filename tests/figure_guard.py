@@ -6,14 +6,18 @@ plugin decodes the stored and the new image of each cell and compares their pixe
 
 import base64
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import image
-from nbval.plugin import IPyNbCell
-from scipy.ndimage import maximum_filter, minimum_filter
+
+# The parser of international addresses takes a second to import, in each process of
+# pytest. What validates notebooks knows how to do without: they have no such addresses.
+sys.modules.setdefault("rfc3987_syntax", None)
+
+from nbval.plugin import IPyNbCell  # noqa: E402
 
 GRAY_LEVELS = 40
 """A channel of a pixel may differ by this many of 255 levels."""
@@ -32,6 +36,9 @@ ORIGINAL = pytest.StashKey[Any]()
 
 def decode(png: str) -> np.ndarray:
     """Return a base64 PNG as gray levels 0 to 255, shape (height, width, 3), int16."""
+    # Here, because the process that hands out the notebooks compares nothing.
+    from matplotlib import image
+
     pixels = image.imread(io.BytesIO(base64.b64decode(png)), format="png")
     if pixels.ndim == 2:
         pixels = pixels[..., None].repeat(3, axis=-1)
@@ -55,6 +62,8 @@ def differing_share(stored: np.ndarray, new: np.ndarray) -> float:
 
 
 def _sticks_out(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import maximum_filter, minimum_filter
+
     around = (3, 3, 1)
     darkest = minimum_filter(other, around) - GRAY_LEVELS
     brightest = maximum_filter(other, around) + GRAY_LEVELS
