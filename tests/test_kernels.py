@@ -146,6 +146,14 @@ def test_torch_is_there_before_it_is_asked_for(warm: str) -> None:
         assert not value(client, "'shared.probes' in __import__('sys').modules")
 
 
+@needs_forks
+def test_what_is_preloaded_is_not_collected_again(warm: str) -> None:
+    with running(warm) as (_, client):
+        preloaded = value(client, "__import__('gc').get_freeze_count()")
+        own = value(client, "len(__import__('gc').get_objects())")
+    assert preloaded > 10 * own
+
+
 def test_figures_are_shown(warm: str) -> None:
     with running(warm) as (_, client):
         for _ in range(2):
