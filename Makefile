@@ -5,6 +5,8 @@
 #                of PyTorch (see the README)                  (default: none)
 #   ONLY         chapters to work on, by slug, for `execute` and `sweep`
 #                                                             (default: all)
+#   JOBS         how many processes run tests and notebooks side by side; more pay only
+#                on a machine with more cores                 (default: 2)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,6 +15,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PIP_OPTIONS ?=
 ONLY ?=
+JOBS ?= 2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -54,15 +57,15 @@ lint: $(READY)
 	@$(RUN) -m ruff format --check .
 
 unit: $(READY)
-	@$(RUN) -m pytest tests --ignore tests/test_pages.py -n 2 --dist worksteal
+	@$(RUN) -m pytest tests --ignore tests/test_pages.py -n $(JOBS) --dist worksteal
 
 notebooks: $(READY)
 	@$(RUN) -m pytest -p tests.figure_guard --nbval --nbval-kernel-name warm \
 	  --nbval-cell-timeout 120 --nbval-sanitize-with tests/nbval.cfg \
-	  -n 2 --dist loadscope $(CHAPTERS)
+	  -n $(JOBS) --dist loadscope $(CHAPTERS)
 
 pages: book
-	@$(RUN) -m pytest tests/test_pages.py -n 2
+	@$(RUN) -m pytest tests/test_pages.py -n $(JOBS)
 
 execute: $(READY) ## re-execute and save the notebooks (ONLY="slug ..." or ONLY=changed)
 	@$(RUN) -m shared.notebooks execute $(ONLY)
@@ -71,7 +74,7 @@ sweep: $(READY) ## run the sweeps' grids into chapters/sweeps/*.csv (ONLY="slug 
 	@$(RUN) -m shared.sweep $(ONLY)
 
 bench: $(READY) ## time sweeps and nbval against stock papermill and nbval (half an hour)
-	@$(RUN) tests/bench.py
+	@$(RUN) tests/bench.py --jobs $(JOBS)
 
 lab: $(READY) ## open the chapters in JupyterLab
 	@$(RUN) -m jupyterlab chapters

@@ -9,6 +9,7 @@ steps of the training that it looks at and in copies of its parameters.
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -40,7 +41,7 @@ from shared.sweep.grid import Run
 from shared.sweep.runs import Task, run
 
 TINY = Path(__file__).parent / "notebooks" / "descent.ipynb"
-JOBS = 2
+SWEEP_JOBS = 2
 RUNS_A_ROUND = 2
 """Runs that each way of running a chapter makes in a round."""
 
@@ -108,15 +109,15 @@ def bench_chapter(path: Path, rounds: int, pool: Executor) -> dict[str, float]:
         Path(cells).write_text(tasks[0].notebook)
         ways: dict[str, Callable[[Sequence[Task]], None]] = {
             "papermill, whole page": partial(stock_loop, page),
-            f"papermill, whole page, {JOBS} processes": partial(
+            f"papermill, whole page, {SWEEP_JOBS} processes": partial(
                 stock_pool, page, pool=pool
             ),
             "papermill, cells of the sweep": partial(stock_loop, cells),
-            f"papermill, cells of the sweep, {JOBS} processes": partial(
+            f"papermill, cells of the sweep, {SWEEP_JOBS} processes": partial(
                 stock_pool, cells, pool=pool
             ),
             "ours, 1 job": partial(ours, 1),
-            f"ours, {JOBS} jobs": partial(ours, JOBS),
+            f"ours, {SWEEP_JOBS} jobs": partial(ours, SWEEP_JOBS),
         }
         times: dict[str, list[float]] = {name: [] for name in ways}
         for place in range(rounds):
@@ -139,7 +140,7 @@ def print_ratios(title: str, seconds: dict[str, float], unit: str) -> None:
 def bench_sweeps(rounds: int) -> None:
     """Compare ways of running each chapter again and again."""
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(JOBS, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(SWEEP_JOBS, mp_context=spawn) as pool:
         for path in chapter_paths():
             started = time.perf_counter()
             run(tasks_of_chapter(path, 1)[0])
@@ -148,17 +149,17 @@ def bench_sweeps(rounds: int) -> None:
             print_ratios(f"{path.stem}, median of {rounds} rounds", medians, "run")
 
 
-def bench_nbval(rounds: int) -> None:
+def bench_nbval(rounds: int, jobs: int) -> None:
     """Compare stock nbval with the book's own way of calling it, on all chapters."""
     chapters = [str(path) for path in chapter_paths()]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     stock = [*command, "--nbval", "--nbval-current-env", *chapters]
     warm = ["--nbval", "--nbval-kernel-name", warm_kernel()]
-    parallel = ["-n", str(JOBS), "--dist", "loadscope"]
+    parallel = ["-n", str(jobs), "--dist", "loadscope"]
     ways = {
         "nbval": stock,
         "nbval, warm kernels": [*command, *warm, *chapters],
-        f"nbval, warm kernels, {JOBS} processes": [
+        f"nbval, warm kernels, {jobs} processes": [
             *command,
             *warm,
             *parallel,
@@ -172,16 +173,18 @@ def bench_nbval(rounds: int) -> None:
             subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
             times[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    print_ratios(f"all chapters, median of {rounds} rounds", medians, "book")
+    cores = os.cpu_count()
+    title = f"all chapters, median of {rounds} rounds, on {cores} cores"
+    print_ratios(title, medians, "book")
 
 
 def one_long_sweep(runs: int) -> None:
     """Make a sweep of tiny runs in this process; print its rate and peak memory."""
     with tempfile.TemporaryDirectory() as kept:
         plan = plan_from_text(TINY, [f"start=1:{runs}"], Path(kept, "rows.csv"))
-        with ThreadPoolExecutor(JOBS) as threads:
+        with ThreadPoolExecutor(SWEEP_JOBS) as threads:
             started = time.perf_counter()
-            sweep(plan, threads, JOBS, Settings())
+            sweep(plan, threads, SWEEP_JOBS, Settings())
     seconds = time.perf_counter() - started
     # In kilobytes on Linux.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -190,7 +193,9 @@ def one_long_sweep(runs: int) -> None:
 
 def bench_memory() -> None:
     """Print rate and peak memory of the driver for a short and a long sweep."""
-    print(f"\nSweeps of a tiny notebook, {JOBS} jobs, the server's start included")
+    print(
+        f"\nSweeps of a tiny notebook, {SWEEP_JOBS} jobs, the server's start included"
+    )
     for runs in MEMORY_RUNS:
         words = [sys.executable, __file__, "--one-long-sweep", str(runs)]
         result = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
@@ -300,13 +305,16 @@ def main() -> None:
     """Run the parts that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = {
-        "sweeps": bench_sweeps,
-        "nbval": bench_nbval,
-        "memory": bench_memory,
-        "diagnose": bench_diagnose,
+        "sweeps": lambda options: bench_sweeps(options.rounds),
+        "nbval": lambda options: bench_nbval(options.rounds, options.jobs),
+        "memory": lambda options: bench_memory(),
+        "diagnose": lambda options: bench_diagnose(options.rounds),
     }
     parser.add_argument("part", nargs="*", help=f"default: {', '.join(parts)}")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="processes of nbval; default: %(default)s"
+    )
     parser.add_argument("--one-long-sweep", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--one-diagnosis", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -319,7 +327,7 @@ def main() -> None:
     for name in options.part or parts:
         if name not in parts:
             parser.error(f"part must be one of {', '.join(parts)}, not {name!r}")
-        parts[name]() if name == "memory" else parts[name](options.rounds)
+        parts[name](options)
 
 
 if __name__ == "__main__":
