@@ -343,7 +343,8 @@ def _cause_of(seen: Observation, end: Passage) -> Cause | None:
     if kind == "rectifier":
         return Cause.dead_relu if end.facts["after_layer"] else Cause.out_of_support
     if kind == "clamp":
-        own = end.facts["two_sided"] or end.direct
+        everything = end.facts["two_sided"] and end.facts["outside"] == 1.0
+        own = everything or end.direct
         return Cause.clamped_at_bound if own else Cause.out_of_support
     if kind == "product" and end.facts["constant_zero"]:
         return Cause.frozen_parameters if end.direct else Cause.targets_masked_out
@@ -438,7 +439,8 @@ def _explain_steps(seen: Observation, end: Passage) -> Iterator[Finding]:
 
 
 def _explain_saturated(seen: Observation, end: Passage) -> Iterator[Finding]:
-    if not _something_lower(seen):
+    squashes = end.facts.get("kind") in ("sigmoid", "tanh")
+    if not _something_lower(seen, end if squashes else None):
         _note_minimum(seen)
         return
     kind = end.facts.get("kind", end.name)

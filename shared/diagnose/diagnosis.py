@@ -11,7 +11,7 @@ from shared.diagnose.causes import Cause
 from shared.diagnose.dead_ends import dead_ends, not_a_number, precision
 from shared.diagnose.inputs import inputs
 from shared.diagnose.loss_faults import loss_faults
-from shared.diagnose.observation import Observation, Variable
+from shared.diagnose.observation import STEPS_IN_DETAIL, Observation, Variable
 from shared.diagnose.progress import progress
 from shared.diagnose.report import Finding, Note, Report
 from shared.diagnose.state import Snapshot
@@ -95,6 +95,8 @@ def _report(seen: Observation) -> Report:
     for stage in STAGES:
         if findings and stage not in (wiring, loss_faults):
             break
+        if _breaks_off(seen) and stage is progress:
+            break
         if seen.trials.large and stage is progress:
             seen.skipped.append("probes of the landscape, and proofs (large model)")
             break
@@ -155,6 +157,12 @@ def named_variables(variables: Any) -> list[Variable]:
         if not isinstance(value, torch.Tensor):
             raise TypeError(
                 f"variables[{name!r}] must be a tensor, not {type(value).__name__}"
+            )
+        if value.is_complex():
+            raise ValueError(
+                f"variables[{name!r}] must hold real numbers, not {value.dtype}: hand "
+                "in the real and the imaginary part as two tensors, and make the "
+                "complex one of them inside the step (torch.complex)"
             )
         if not value.is_floating_point():
             raise ValueError(
@@ -234,8 +242,15 @@ def _described(value: Any) -> str:
 def _raise_own_error(seen: Observation) -> None:
     if isinstance(seen.error, StopIteration) and not seen.losses:
         raise StepError("step must run at least once; its iterator is empty")
-    if seen.error is not None and len(seen.losses) < 2:
+    if _breaks_off(seen):
         kind = type(seen.error).__name__
         raise StepError(
-            f"step must run; it raised {kind}: {seen.error}"
+            f"step must run {STEPS_IN_DETAIL} times; call {len(seen.records)} raised "
+            f"{kind}: {seen.error}"
         ) from seen.error
+
+
+def _breaks_off(seen: Observation) -> bool:
+    """Whether the step raises so early that its losses say nothing yet."""
+    ended = isinstance(seen.error, StopIteration)
+    return seen.error is not None and not ended and len(seen.losses) < STEPS_IN_DETAIL

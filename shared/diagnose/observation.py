@@ -13,6 +13,9 @@ from shared.diagnose.report import Finding, Note, Proof
 from shared.diagnose.trials import OutOfBudget, Trials
 from shared.diagnose.watch import BackwardCall, Level, StepRecord, UpdateCall, quiet
 
+ALL_ZERO = 2
+"""The place in `Observation.scan` of the point at which all variables are zero."""
+
 STEPS_IN_DETAIL = 3
 STEPS_WATCHED = 20
 STEPS_OF_PROOF = 8
@@ -359,6 +362,19 @@ class Observation:
         return max(abs(self.losses[0]), change if math.isfinite(change) else 0.0, 1e-12)
 
     @cached_property
+    def root_share(self) -> float:
+        """The size of what backward starts from over that of the loss, at most 1.
+
+        A loss that is divided before backward (by a scale, or by the number of
+        batches) has a gradient that is smaller by as much.
+        """
+        first = self.records[0]
+        roots = abs(sum(call.value for call in first.backwards))
+        if not roots > 0 or not abs(first.loss) > 0 or not math.isfinite(roots):
+            return 1.0
+        return min(roots / abs(first.loss), 1.0)
+
+    @cached_property
     def around(self) -> dict[float, float]:
         """The loss at several distances from the start, all variables moved."""
         return self.losses_around()
@@ -371,6 +387,26 @@ class Observation:
             self.same_loss(loss) or abs(loss - self.losses[0]) <= limit
             for probes in (self.around.values(), self.scan)
             for loss in probes
+        )
+
+    @cached_property
+    def loss_is_nearly_constant(self) -> bool:
+        """Whether next to nothing changes the loss, out to 10,000 sizes.
+
+        A small number that keeps a normalization from dividing by zero leaves a trace
+        of the variables in a loss that does not depend on them otherwise.
+        """
+        first = self.losses[0]
+        if not math.isfinite(first) or not first or self.is_random:
+            return False
+        far = self.losses_around(radii=(1e2, 1e4))
+        near = (*self.around.values(), *far.values())
+        # At zero itself such a loss may be another one: zero divided by the number.
+        rest = [loss for k, loss in enumerate(self.scan) if k != ALL_ZERO]
+        return all(
+            abs(loss - first) <= limit * abs(first)
+            for losses, limit in ((near, 1e-4), (rest, 1e-3))
+            for loss in losses
         )
 
     @cached_property
@@ -425,7 +461,7 @@ class Observation:
     def scan(self) -> list[float]:
         """The loss at scattered points: nearer to zero, shifted, and at random."""
         start = [s.double() for s in self.trials.start]
-        moves = [[-share * s for s in start] for share in (0.3, 0.6, 1.0)]
+        moves = [[-share * s for s in start] for share in (0.3, 0.6, 1.0)]  # ALL_ZERO
         for distance in (-3.0, -1.0, -0.3, 0.3, 1.0, 3.0):
             moves.append(
                 [

@@ -19,7 +19,13 @@ from shared.diagnose.dead_ends import (
     out_of_support,
 )
 from shared.diagnose.loss_faults import wrong_way
-from shared.diagnose.observation import Observation, cosine, helps, norm
+from shared.diagnose.observation import (
+    STEPS_IN_DETAIL,
+    Observation,
+    cosine,
+    helps,
+    norm,
+)
 from shared.diagnose.repairs import (
     Repair,
     ScaledUpdate,
@@ -31,6 +37,9 @@ from shared.diagnose.watch import Level, StepRecord
 
 DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3)
 """Multiples of one update at which the loss is probed along it."""
+
+FAR_JUMP = 100.0
+"""How many updates ahead a jump is looked for where a call on the way has steps."""
 
 FARTHEST = 1e9
 """Up to which multiple the search goes on, as long as the loss falls."""
@@ -80,25 +89,40 @@ def _flat(seen: Observation) -> Iterator[Finding]:
             abs(seen.losses[0]), 1e-3
         )
         if not any(seen.in_values) or (stale and _bit_constant(seen)):
-            yield _stale(seen)
+            yield _stale(
+                seen, "loss at distances of 0.001 to 10 sizes of the variables"
+            )
         else:
             yield constant(seen)
+    elif _kept_result(seen):
+        yield _stale(seen, "loss in every watched step")
+    elif seen.loss_is_nearly_constant:
+        yield constant(seen)
+
+
+def _kept_result(seen: Observation) -> bool:
+    """Whether the loss stays to the bit while the variables move on.
+
+    A trial that starts where they ended gives another loss: the step keeps a result
+    that it computed in its first call.
+    """
+    if len(seen.losses) < STEPS_IN_DETAIL or not any(seen.moves) or seen.is_random:
+        return False
+    if not all(seen.same_loss_exactly(loss) for loss in seen.losses):
+        return False
+    return not seen.same_loss(seen.trials.loss_at(seen.end))
 
 
 def _bit_constant(seen: Observation) -> bool:
     return all(seen.same_loss_exactly(loss) for loss in seen.around.values())
 
 
-def _stale(seen: Observation) -> Finding:
+def _stale(seen: Observation, where: str) -> Finding:
     return Finding(
         Cause.variable_not_used,
         0.95,
         (
-            Evidence(
-                "loss at distances of 0.001 to 10 sizes of the variables",
-                "the same to the bit",
-                "changing",
-            ),
+            Evidence(where, "the same to the bit", "changing"),
             Evidence("largest gradient entry", max(seen.fresh_largest), "-"),
         ),
         (),
@@ -220,7 +244,7 @@ def _is_stationary(seen: Observation) -> bool:
     if seen.gradient_is_zero:
         return True
     slope = seen.gradient_norm * math.hypot(*seen.sizes)
-    return slope < 1e-4 * seen.loss_scale
+    return slope < 1e-4 * seen.loss_scale * seen.root_share
 
 
 def _note_minimum(seen: Observation, bend: Curvature | None = None) -> None:
@@ -492,8 +516,11 @@ def _jumps(seen: Observation) -> Iterator[Finding]:
     steps = [p.name for p in seen.passages if p.name in STEP_FUNCTIONS]
     if seen.is_random or not seen.gradient_norm or seen.fall > 0.1:
         return
-    for record in _suspects(seen):
-        found = _jump_in(seen, record, bool(steps))
+    suspects = [(record, 1.0) for record in _suspects(seen)]
+    if steps and not seen.learns:
+        suspects += [(seen.records[0], FAR_JUMP)]
+    for record, reach in suspects:
+        found = _jump_in(seen, record, bool(steps), reach)
         if found is None:
             continue
         distance, change, predicted = found
@@ -541,16 +568,21 @@ def _suspects(seen: Observation) -> list[StepRecord]:
 
 
 def _jump_in(
-    seen: Observation, record: StepRecord, has_steps: bool
+    seen: Observation, record: StepRecord, has_steps: bool, reach: float
 ) -> tuple[float, float, float] | None:
     """Return where in a step the loss leaves its tangent, its change and the tangent's.
+
+    The step is made ``reach`` times as long, for jumps that lie further ahead.
 
     A smooth loss leaves its tangent with the square of the distance; one that jumps
     leaves it at once, or in one place.
     """
-    slope = _slope(record)
+    slope = reach * _slope(record)
     base = record.before
-    change = [b.double() - a.double() for a, b in zip(base, record.after, strict=True)]
+    change = [
+        reach * (b.double() - a.double())
+        for a, b in zip(base, record.after, strict=True)
+    ]
     if not slope < 0 or not norm(change) or not math.isfinite(norm(change)):
         return None
 
@@ -572,11 +604,11 @@ def _jump_in(
     rises = any(d > 0 for d in ahead.values())
     if not rises:
         return None
-    if has_steps and sum(share < 1 for share in off) >= 2:
+    if has_steps and reach == 1.0 and sum(share < 1 for share in off) >= 2:
         farthest = max(off, key=lambda share: abs(off[share]))
         return farthest, off[farthest], farthest * slope
     jump = _largest_jump(loss_at, start)
-    return None if jump is None else (1.0, jump, slope)
+    return None if jump is None else (reach, jump, slope)
 
 
 def _largest_jump(loss_at: Callable[[float], float], start: float) -> float | None:

@@ -311,6 +311,9 @@ class Snapshot:
                 one.extend(before)
 
         self._kept.append(put_back)
+        for place, value in enumerate(before):
+            if isinstance(value, torch.Tensor):
+                self._note_place(functools.partial(_item, one, place), value)
         yield from before
 
     def _keep_set(self, one: MutableSet) -> Iterator[Any]:
@@ -331,6 +334,10 @@ class Snapshot:
         space = getattr(one, "__dict__", None)
         if isinstance(space, dict):
             yield space
+
+
+def _item(items: list | deque, place: int) -> Any:
+    return items[place] if place < len(items) else None
 
 
 def _names_in(code: types.CodeType) -> set[str]:

@@ -31,8 +31,12 @@ def structure(seen: Observation) -> Iterator[Finding]:
 def _equal_units(seen: Observation) -> Iterator[Finding]:
     """Give units that start equal to the bit, are updated, and stay equal."""
     which = [i for i in seen.everything if _rows_stay_equal(seen, i)]
+    of_rows = bool(which)
+    if not of_rows:
+        which = [i for i in seen.everything if _columns_stay_equal(seen, i)]
     if not which:
         return
+    many, units = ("rows", 0) if of_rows else ("columns", -1)
     share = 0.1 if seen.module is not None else 0.5
     noise = [
         start
@@ -46,15 +50,15 @@ def _equal_units(seen: Observation) -> Iterator[Finding]:
         )
     ]
     proof = seen.prove(f"{share:g} of noise on the start", Repair(), 20, noise)
-    if seen.module is None and not helps(proof, 0.01):
+    if not (seen.module is not None and of_rows) and not helps(proof, 0.01):
         return
-    units = min(len(seen.tensors[i]) for i in which)
+    count = min(seen.tensors[i].shape[units] for i in which)
     yield Finding(
         Cause.symmetric_init,
         1.0,
         (
-            Evidence("different rows at the start", 1, f"{units}"),
-            Evidence("different rows after the watched steps", 1, f"{units}"),
+            Evidence(f"different {many} at the start", 1, f"{count}"),
+            Evidence(f"different {many} after the watched steps", 1, f"{count}"),
         ),
         seen.names(which),
         "All units of a layer start equal, so they get equal gradients and stay equal: "
@@ -81,6 +85,22 @@ def _rows_stay_equal(seen: Observation, i: int) -> bool:
     return _all_rows_equal(start) and torch.allclose(end, end[:1], rtol=1e-6, atol=0)
 
 
+def _columns_stay_equal(seen: Observation, i: int) -> bool:
+    """Whether the columns start equal, not the rows alone, and move together.
+
+    The factors of a matrix have their units in the columns.
+    """
+    start, end = seen.trials.start[i], seen.end[i]
+    if start.dim() != 2 or start.shape[1] < 2 or not seen.moves[i]:
+        return False
+    columns = end.T
+    return (
+        seen.tensors[i].requires_grad
+        and _all_rows_equal(start.T)
+        and torch.allclose(columns, columns[:1], rtol=1e-6, atol=0)
+    )
+
+
 def _has_equal_sibling(seen: Observation, i: int) -> bool:
     """Whether another variable starts equal, moves, and stays equal to the bit."""
     start, end = seen.trials.start[i], seen.end[i]
@@ -105,9 +125,10 @@ def _saturated(seen: Observation) -> Iterator[Finding]:
     """Give a sigmoid, tanh or softmax most of which sits where it is flat."""
     if seen.fall > 0.1:
         return
+    # Of the first step: later ones may be flat because the first went too far.
     flat = [
         p
-        for p in seen.passages
+        for p in seen.detailed[0].passages
         if p.facts.get("kind") in ("sigmoid", "tanh", "softmax")
         and p.facts["flat"] > 0.8
         and p.facts.get("classes", 2) > 1
