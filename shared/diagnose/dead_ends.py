@@ -11,7 +11,7 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.flow import Passage
-from shared.diagnose.observation import Observation, helps
+from shared.diagnose.observation import LENGTHS, Observation, helps
 from shared.diagnose.repairs import (
     OtherCalls,
     RightUpdate,
@@ -25,6 +25,11 @@ from shared.diagnose.wiring import due_update
 from shared.probes import ulp
 
 LOSS_SCALE = 2.0**16
+
+FEW = 16
+"""Up to how many numbers are searched for finely: positions, angles, sizes."""
+FINE_LENGTHS = tuple(0.1 * 1.16**k for k in range(40))
+"""Lengths of the moves of few numbers: what they should meet may be small."""
 
 
 # -- NaN ------------------------------------------------------------------------------
@@ -581,7 +586,11 @@ def _lower_behind(seen: Observation, end: Passage) -> bool:
         torch.zeros_like(s) if g is None else g
         for g, s in zip(record.fresh(), seen.trials.start, strict=True)
     ]
-    return seen.gain_against(gradient) > 1e-5 * max(abs(seen.progress[0]), 1e-12)
+    few = sum(s.numel() for s in seen.trials.start) <= FEW
+    lengths = FINE_LENGTHS if few else LENGTHS
+    return seen.gain_against(gradient, lengths) > 1e-5 * max(
+        abs(seen.progress[0]), 1e-12
+    )
 
 
 def _note_minimum(seen: Observation) -> None:

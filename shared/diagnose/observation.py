@@ -23,6 +23,8 @@ DRAWS = 6
 """Over how many batches or random numbers a mean loss is taken."""
 SMALLEST_SIZE = 1e-2
 """Variables smaller than this are probed as if they were of this size."""
+LENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Lengths of moves against a gradient, in lengths of all variables together."""
 RADII = (1e-3, 1e-1, 1.0, 10.0, 1e3)
 """Distances at which the loss is probed, in multiples of the variables' own size."""
 
@@ -239,9 +241,18 @@ class Observation:
             (a is None) == (b is None) and (a is None or _same(a, b))
             for a, b in gradients
         )
+        same = same and not self._moves_at_random(found)
         if not same:
             self.trials.draws = DRAWS
         return not same
+
+    def _moves_at_random(self, records: Sequence[StepRecord]) -> bool:
+        """Whether steps from the same values, without backward, end at others."""
+        remembers = any(len(o.state) for o in self.optimizers)
+        if remembers or any(r.backwards or r.error is not None for r in records):
+            return False
+        first, second = records[0].after, records[1].after
+        return any(not _same(a, b) for a, b in zip(first, second, strict=True))
 
     @cached_property
     def _pairs(self) -> tuple[list[float], list[float]]:
@@ -422,16 +433,18 @@ class Observation:
         lowest = min(found, default=first)
         return lowest if lowest < first - 1e-5 * max(abs(first), 1e-12) else None
 
-    def gain_against(self, gradient: Sequence[torch.Tensor]) -> float:
+    def gain_against(
+        self, gradient: Sequence[torch.Tensor], lengths: Sequence[float] = LENGTHS
+    ) -> float:
         """Return by how much the loss falls on the way against a gradient, at most.
 
-        Moves are 0.03 to 10 times as long as all variables together; 0 if none helps.
+        Moves are ``lengths`` times as long as all variables together; 0 if none helps.
         """
         size = norm(gradient)
         if not size or not math.isfinite(size):
             return 0.0
         direction = [-self.length / size * g.double() for g in gradient]
-        found = self.along(direction, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
+        found = self.along(direction, lengths)
         start = self.progress[0]
         return max((start - x for x in found.values() if x < start), default=0.0)
 

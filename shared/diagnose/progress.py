@@ -100,6 +100,42 @@ def _flat(seen: Observation) -> Iterator[Finding]:
         yield constant(seen)
 
 
+def _unseen_slope(seen: Observation) -> Iterator[Finding]:
+    """Give a slope of the loss where backward says that there is none.
+
+    The odd part of a smooth loss grows with the distance at a slope, and with its cube
+    where the gradient is zero.
+    """
+    arrived = [c for c in seen.backwards if any(f is not None for f in c.fresh)]
+    if not seen.backwards or seen.is_random or (arrived and not seen.gradient_is_zero):
+        return
+    odd = {}
+    for radius in (1e-3, 3e-3):
+        direction = seen.random_direction(7)
+        ahead, behind = seen.along(direction, (radius, -radius)).values()
+        odd[radius] = ahead - behind
+    near, far = odd.values()
+    least = 1e-5 * seen.loss_scale
+    if not (abs(near) > least and 2.4 < far / near < 3.6):
+        return
+    yield Finding(
+        Cause.graph_detached,
+        0.9,
+        (
+            Evidence("largest gradient entry", 0, "above 0"),
+            Evidence(
+                "loss 0.003 sizes ahead, less that as far behind", far, "0, by backward"
+            ),
+            Evidence("the same at 0.001 sizes", near, "a third of it, at a slope"),
+        ),
+        (),
+        "The loss has a slope here, and backward gives zero or nothing: a call on the "
+        "way, such as a custom autograd.Function, does not pass its gradient back.",
+        "torch.autograd.gradcheck(Function.apply, x.double())  # backward must return "
+        "the gradient, not None",
+    )
+
+
 def _kept_result(seen: Observation) -> bool:
     """Whether the loss stays to the bit while the variables move on.
 
@@ -607,19 +643,28 @@ def _jump_in(
     if has_steps and reach == 1.0 and sum(share < 1 for share in off) >= 2:
         farthest = max(off, key=lambda share: abs(off[share]))
         return farthest, off[farthest], farthest * slope
-    jump = _largest_jump(loss_at, start)
+    # A call with steps is known: many small jumps count as well as a large one.
+    least = 0.05 * abs(slope) if has_steps and reach > 1.0 else None
+    jump = _largest_jump(loss_at, start, least)
     return None if jump is None else (reach, jump, slope)
 
 
-def _largest_jump(loss_at: Callable[[float], float], start: float) -> float | None:
-    """Halve an interval toward its larger change; return a change that stays."""
+def _largest_jump(
+    loss_at: Callable[[float], float], start: float, least: float | None
+) -> float | None:
+    """Halve an interval toward its larger change; return a change that stays.
+
+    It must stand out from the others and hold most of what the interval changes; or,
+    where jumps are expected, be at least ``least``.
+    """
     at = {0.0: start} | {0.25 * k: loss_at(0.25 * k) for k in range(1, 9)}
     points = sorted(at)
     pairs = list(itertools.pairwise(points))
     changes = sorted(abs(at[b] - at[a]) for a, b in pairs)
     low, high = max(pairs, key=lambda p: abs(at[p[1]] - at[p[0]]))
     first = abs(at[high] - at[low])
-    if not math.isfinite(first) or first < 4 * changes[len(changes) // 2]:
+    stands_out = first >= 4 * changes[len(changes) // 2]
+    if not math.isfinite(first) or (least is None and not stands_out):
         return None
     for _ in range(8):
         middle = (low + high) / 2
@@ -629,11 +674,13 @@ def _largest_jump(loss_at: Callable[[float], float], start: float) -> float | No
         else:
             low = middle
     jump = abs(at[high] - at[low])
-    return jump if jump > 0.5 * first and jump > 1e-3 * max(abs(start), 1e-12) else None
+    enough = 0.5 * first if least is None else least
+    return jump if jump > max(enough, 1e-3 * max(abs(start), 1e-12)) else None
 
 
 _RULES: tuple[Callable[[Observation], Iterator[Finding]], ...] = (
     _flat,
+    _unseen_slope,
     _stationary,
     _scale,
 )

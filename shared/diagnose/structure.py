@@ -301,14 +301,21 @@ def _collapse() -> Finding:
 def _penalty(seen: Observation) -> Iterator[Finding]:
     """Give a penalty inside the loss that pulls harder than the data."""
     before = _data_term(seen.records[0])
-    if before is None or before[2] < (1.5 if seen.module is not None else 3.0):
+    # Without a pull of the data the start is what was measured, and is to be smoothed.
+    if (
+        before is None
+        or math.isinf(before[2])
+        or before[2] < (1.5 if seen.module is not None else 3.0)
+    ):
         return
     sizes = norm(seen.trials.start), norm(seen.end)
     if not sizes[1] < 0.95 * sizes[0]:
         return
     ends = seen.trials.run(1, Level.EVERYTHING, values=seen.end)
     after = _data_term(ends[0])
-    if after is None or after[0] < before[0] - 0.1 * abs(before[0]):
+    if after is None or after[0] < before[0] - 0.3 * abs(before[0]):
+        return
+    if after[0] < before[0] - 0.1 * abs(before[0]) and not _rests(seen, after, sizes):
         return
     yield Finding(
         Cause.weight_decay_dominates,
@@ -329,6 +336,17 @@ def _penalty(seen: Observation) -> Iterator[Finding]:
         "that compares with data does not get better.",
         "loss = data_loss + 1e-4 * penalty  # a strength that leaves the data the lead",
     )
+
+
+def _rests(
+    seen: Observation, after: tuple[float, float, float], sizes: tuple[float, float]
+) -> bool:
+    """Whether the data's part has stopped to fall because the variables are gone."""
+    halfway = seen.records[len(seen.records) // 2].after
+    records = seen.trials.run(1, Level.EVERYTHING, values=halfway)
+    middle = _data_term(records[0])
+    gone = sizes[1] < 0.3 * sizes[0]
+    return gone and middle is not None and after[0] > 0.99 * middle[0]
 
 
 def _data_term(record: StepRecord) -> tuple[float, float, float] | None:
