@@ -218,7 +218,14 @@ def _product(
         z and not bits_of(t) for z, t in zip(zero, call.inputs[:2], strict=True)
     )
     both = len(pair) == 2 and all(bits_of(t) for t in call.inputs[:2])
+    vary = [t for t in call.inputs[:2] if bits_of(t)]
+    # A leaf is no prediction: frequencies times positions are meant as a table.
+    made = len(vary) == 1 and not vary[0].is_leaf
+    by_entry = "mul" in call.name and "matmul" not in call.name
+    shapes = _shapes(call, bits_of) if made and by_entry else {}
     return {
+        "shapes": shapes.get("shapes"),
+        "broadcast_product": shapes.get("broadcast", False),
         "kind": "product",
         "zero_factors": zero,
         "constant_zero": constant_zero,

@@ -11,7 +11,7 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.flow import Passage
-from shared.diagnose.observation import STEPS_OF_PROOF, Observation
+from shared.diagnose.observation import STEPS_OF_PROOF, Observation, helps
 from shared.diagnose.repairs import (
     OtherCalls,
     ScaledUpdate,
@@ -94,18 +94,25 @@ def _double_softmax(seen: Observation) -> Iterator[Finding]:
     )
 
 
+_COMPARING = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "rsub")
+_MULTIPLYING = ("mul", "__mul__", "__rmul__", "multiply", *_COMPARING)
+
+
 def _broadcast(seen: Observation) -> Iterator[Finding]:
-    passages = _in_all_steps(seen, "broadcast")
+    compared = _in_all_steps(seen, "broadcast")
+    passages = compared or _in_all_steps(seen, "broadcast_product")
     if not passages:
         return
     a, b = passages[0].facts["shapes"]
-    repair = OtherCalls(
-        dict.fromkeys(
-            ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "rsub"),
-            same_shape,
-        )
+    calls = _COMPARING if compared else _MULTIPLYING
+    repair = OtherCalls(dict.fromkeys(calls, same_shape))
+    proof = seen.prove(
+        "target given the prediction's shape",
+        repair,
+        STEPS_OF_PROOF if compared else 2 * STEPS_OF_PROOF,
     )
-    proof = seen.prove("target given the prediction's shape", repair)
+    if not compared and not helps(proof, 0.01):
+        return  # a table of products, and meant as one
     yield Finding(
         Cause.shape_broadcast,
         1.0,

@@ -1367,3 +1367,24 @@ def gradient_from_one_random_direction(repaired: bool, seed: int) -> Program:
         return objective(x).item()
 
     return Program(step, x, objective=objective)
+
+
+@case(Cause.shape_broadcast, "training")
+def cross_entropy_by_hand_of_a_column(repaired: bool, seed: int) -> Program:
+    """Multiply, in a loss by hand, a column of probabilities by flat labels."""
+    torch.manual_seed(seed)
+    x = torch.randn(80, 5)
+    y = (x[:, 0] > 0).float()
+    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 1), nn.Sigmoid())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        p = model(x)
+        p = p.squeeze(1) if repaired else p
+        loss = -(y * torch.log(p + 1e-7) + (1 - y) * torch.log(1 - p + 1e-7)).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer)

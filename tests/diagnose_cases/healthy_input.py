@@ -503,3 +503,22 @@ def annealed_temperature(seed: int) -> Program:
         return loss
 
     return Program(step, logits, optimizer)
+
+
+@healthy("input")
+def picture_smoothed_from_itself(seed: int) -> Program:
+    """Smooth a noisy picture: the data pulls at nothing where it starts."""
+    noisy = torch.rand(20, 20, generator=torch.Generator().manual_seed(seed))
+    picture = noisy.clone().requires_grad_()
+    optimizer = torch.optim.Adam([picture], lr=0.02)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        fit = (picture - noisy).square().sum()
+        rough = picture.diff(dim=0).abs().sum() + picture.diff(dim=1).abs().sum()
+        loss = fit + 0.3 * rough
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, picture, optimizer)

@@ -498,3 +498,104 @@ def portfolio_at_the_edge_of_its_box(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, shares, optimizer, objective=objective)
+
+
+@case(Cause.constant_objective, "input")
+def energy_of_a_normalized_signal(repaired: bool, seed: int) -> Program:
+    """Maximize the energy of a signal that layer norm gives the same energy always."""
+    generator = torch.Generator().manual_seed(seed)
+    signal = torch.randn(16, generator=generator).requires_grad_()
+    pattern = torch.randn(16, generator=generator)
+    optimizer = torch.optim.SGD([signal], lr=0.5)
+
+    def objective(candidate: Tensor) -> Tensor:
+        shape = F.layer_norm(candidate, (16,))
+        if repaired:
+            return (shape - pattern).square().mean()
+        return -shape.square().mean()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(signal)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, signal, optimizer, objective=objective)
+
+
+@case(Cause.out_of_support, "input")
+def disk_with_a_clamped_rim(repaired: bool, seed: int) -> Program:
+    """Draw a disk through a clamp, far from the disk that it should cover."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = torch.meshgrid(
+        torch.arange(32.0), torch.arange(32.0), indexing="ij"
+    )
+
+    def drawn(center: Tensor) -> Tensor:
+        distance = torch.hypot(rows - center[0], columns - center[1])
+        return 1 - (distance - 4).clamp(0, 2) / 2
+
+    wanted = drawn(torch.tensor([24.0, 24.0]))
+    start = torch.tensor([21.0, 21.0] if repaired else [6.0, 7.0])
+    center = (start + torch.rand(2, generator=generator)).requires_grad_()
+    optimizer = torch.optim.Adam([center], lr=0.3)
+
+    def objective(candidate: Tensor) -> Tensor:
+        return -(drawn(candidate) * wanted).mean()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(center)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, center, optimizer, objective=objective)
+
+
+@case(Cause.symmetric_init, "training")
+def factors_filled_with_one_number(repaired: bool, seed: int) -> Program:
+    """Factorize a table from two constant factors: all columns stay the same."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(20, 3, generator=generator) @ torch.randn(
+        3, 15, generator=generator
+    )
+    factors = [
+        (
+            0.5 * torch.randn(n, 3, generator=generator)
+            if repaired
+            else torch.full((n, 3), 0.5)
+        )
+        for n in (20, 15)
+    ]
+    users, items = (factor.requires_grad_() for factor in factors)
+    optimizer = torch.optim.Adam([users, items], lr=0.02)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = (users @ items.T - table).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, {"users": users, "items": items}, optimizer)
+
+
+@case(Cause.lr_too_large, "training")
+def curve_fit_that_jumps_into_saturation(repaired: bool, seed: int) -> Program:
+    """Take such long steps with a tanh network that all its units saturate."""
+    torch.manual_seed(seed)
+    x = torch.linspace(0, 1, 40)[:, None]
+    y = torch.sin(3 * x)
+    model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05 if repaired else 3.0)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer)

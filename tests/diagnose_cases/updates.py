@@ -574,3 +574,47 @@ def loss_averaged_twice(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, image, optimizer)
+
+
+@case(Cause.variable_not_used, "input")
+def rendering_kept_from_the_first_call(repaired: bool, seed: int) -> Program:
+    """Give back from a cache what the first call computed, whatever the camera is."""
+    generator = torch.Generator().manual_seed(seed)
+    camera = torch.randn(3, generator=generator).requires_grad_()
+    rays = torch.randn(10, 3, generator=generator)
+    seen = torch.randn(10, generator=generator)
+    optimizer = torch.optim.SGD([camera], lr=0.02)
+    cache: dict[str, torch.Tensor] = {}
+
+    def rendered() -> torch.Tensor:
+        if repaired or "picture" not in cache:
+            cache["picture"] = rays @ camera
+        return cache["picture"]
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (rendered() - seen).square().mean()
+        loss.backward(retain_graph=True)
+        optimizer.step()
+        return loss
+
+    return Program(step, camera, optimizer)
+
+
+@case(Cause.step_too_small, "training")
+def loss_divided_and_never_multiplied(repaired: bool, seed: int) -> Program:
+    """Divide the loss by a scale of mixed precision before backward, for nothing."""
+    torch.manual_seed(seed)
+    x, y = _diabetes()
+    model = nn.Linear(10, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    scale = 1.0 if repaired else 65536.0
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = functional.mse_loss(model(x), y[:, None])
+        (loss / scale).backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from typing import Any
 
 import torch
 from scipy import ndimage
@@ -669,3 +670,31 @@ def image_levels_in_plain_list(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, image, optimizer)
+
+
+@case(Cause.graph_detached, "training")
+def custom_function_gives_no_gradient(repaired: bool, seed: int) -> Program:
+    """Return None from a hand-written function where its gradient should be."""
+    torch.manual_seed(seed)
+    x = torch.randn(128, 6)
+    y = x @ torch.randn(6, 1)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+            return 2 * values
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor | None:
+            return 2 * gradient if repaired else None
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (Doubled.apply(model(x)) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer)
