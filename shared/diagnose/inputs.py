@@ -10,8 +10,12 @@ from shared.diagnose.loss_faults import are_classes
 from shared.diagnose.observation import Observation, helps
 from shared.diagnose.repairs import Standardized, standardized
 from shared.diagnose.report import Evidence, Finding, Proof
+from shared.diagnose.watch import Level
 
 SHUFFLES = 60
+
+WILD = 18.0
+"""Root mean square of a column from which inputs are on an odd scale."""
 
 
 def inputs(seen: Observation) -> Iterator[Finding]:
@@ -26,7 +30,7 @@ def _wild(seen: Observation) -> Iterator[Finding]:
     if seen.module is None or not calls:
         return
     largest, small_columns = calls[0].input_scale
-    if 1e-2 < largest < 18 and small_columns < 0.25:
+    if 1e-2 < largest < WILD and small_columns < 0.25:
         return
     module = calls[0].module
     proof = seen.prove("inputs standardized", Standardized(module), steps=16)
@@ -35,7 +39,31 @@ def _wild(seen: Observation) -> Iterator[Finding]:
         proof = seen.prove("inputs and targets standardized", both, steps=16)
         if not _learns_relatively(proof):
             return
-    yield Finding(
+    yield _unnormalised(largest, small_columns, proof)
+
+
+def saturates_by_scale(seen: Observation) -> Iterator[Finding]:
+    """Standardize large inputs, and look whether the flat part is left by that alone.
+
+    It is asked where an activation is saturated: the inputs are what saturates it.
+    """
+    calls = [m for m in seen.records[0].modules if m.input_scale is not None]
+    if seen.module is None or not calls or calls[0].input_scale[0] < WILD:
+        return
+    repair = Standardized(calls[0].module)
+    record = seen.trials.run(1, Level.EVERYTHING, repair)[0]
+    if any(p.facts.get("flat", 0.0) > 0.5 for p in record.passages):
+        return
+    proof = seen.prove("inputs standardized", repair, steps=16)
+    if proof is None:
+        return
+    left = [losses[-1] / losses[0] for losses in (proof.without, proof.with_repair)]
+    if left[1] < min(left[0], 0.97):
+        yield _unnormalised(*calls[0].input_scale, proof)
+
+
+def _unnormalised(largest: float, small_columns: float, proof: Proof | None) -> Finding:
+    return Finding(
         Cause.unnormalised_data,
         0.9,
         (

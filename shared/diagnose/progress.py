@@ -41,6 +41,15 @@ DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3)
 FAR_JUMP = 100.0
 """How many updates ahead a jump is looked for where a call on the way has steps."""
 
+DRAWS_FIRST, DRAWS_MORE = 12, 40
+"""Over how many draws a mean gradient is taken: the more, if the first lead nowhere.
+
+A trial starts from the kept state, so the second draws contain the first.
+"""
+
+STEPS_ALONG = 30
+"""Steps that a search along the mean gradient takes at most."""
+
 FARTHEST = 1e9
 """Up to which multiple the search goes on, as long as the loss falls."""
 
@@ -187,6 +196,14 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
         s.dim() > 1 and len(s) > 1 and bool((s == s[:1]).all())
         for s in seen.trials.start
     )
+    # Zero factors that come out of clamps which are off stay zero nearby.
+    cut_off = any(
+        p.facts.get("outside") == 1.0 or p.facts.get("off") == 1.0
+        for p in seen.passages
+    )
+    if products and cut_off and seen.lower_elsewhere is not None:
+        yield out_of_support(seen)
+        return
     flat_near = seen.same_loss(seen.around[1e-3]) and seen.same_loss(
         seen.losses_around(radii=(1e-2,))[1e-2]
     )
@@ -454,21 +471,24 @@ def _noise(seen: Observation) -> Iterator[Finding]:
     """Give whether one draw's gradient says little about the mean gradient."""
     if not seen.is_random or seen.learns:
         return
-    draws = seen.trials.run(
-        12, values=seen.trials.start, pinned=True, level=Level.GRADIENTS
-    )
-    gradients = [torch.cat([g.flatten() for g in _pull(r)]) for r in draws]
-    if len(gradients) < 4 or len({len(g) for g in gradients}) > 1:
-        return
-    stacked = torch.stack(gradients)
-    mean = stacked.mean(dim=0)
-    noise = float((stacked - mean).square().sum(dim=1).mean()) * len(stacked)
-    noise /= len(stacked) - 1
-    signal = max(float(mean.square().sum()) - noise / len(stacked), 0.0)
-    ratio = signal / noise if noise > 0 else math.inf
-    if ratio > 0.1:
-        return
-    gain, _ = _gain_of_mean(seen, mean)
+    gradients: list[torch.Tensor] = []
+    for count in (DRAWS_FIRST, DRAWS_MORE):
+        if gradients and seen.trials.steps_left < count + STEPS_ALONG:
+            break
+        gradients = _drawn(seen, count)
+        if len(gradients) < 4 or len({len(g) for g in gradients}) > 1:
+            return
+        stacked = torch.stack(gradients)
+        mean = stacked.mean(dim=0)
+        noise = float((stacked - mean).square().sum(dim=1).mean()) * len(stacked)
+        noise /= len(stacked) - 1
+        signal = max(float(mean.square().sum()) - noise / len(stacked), 0.0)
+        ratio = signal / noise if noise > 0 else math.inf
+        if ratio > 0.1:
+            return
+        gain, _ = _gain_of_mean(seen, mean)
+        if gain > 0.01 * max(abs(seen.progress[0]), 1e-12):
+            break
     if gain <= 0.01 * max(abs(seen.progress[0]), 1e-12):
         seen.notes.append(
             Note(
@@ -492,7 +512,9 @@ def _noise(seen: Observation) -> Iterator[Finding]:
                 "falling",
             ),
             Evidence(
-                "gain of one step along the mean of 12 gradients", gain, "above 0"
+                f"gain of one step along the mean of {len(gradients)} gradients",
+                gain,
+                "above 0",
             ),
         ),
         (),
@@ -501,6 +523,14 @@ def _noise(seen: Observation) -> Iterator[Finding]:
         "loader = DataLoader(data, batch_size=larger)  # or several draws a step, and "
         "a smaller learning rate",
     )
+
+
+def _drawn(seen: Observation, count: int) -> list[torch.Tensor]:
+    """Return the gradients of some draws at the start, each as one vector."""
+    records = seen.trials.run(
+        count, values=seen.trials.start, pinned=True, level=Level.GRADIENTS
+    )
+    return [torch.cat([g.flatten() for g in _pull(r)]) for r in records]
 
 
 def _pull(record: StepRecord) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.flow import Term
+from shared.diagnose.inputs import saturates_by_scale
 from shared.diagnose.observation import Observation, helps, norm
 from shared.diagnose.repairs import Repair, RightUpdate
 from shared.diagnose.report import Evidence, Finding
@@ -140,6 +141,10 @@ def _saturated(seen: Observation) -> Iterator[Finding]:
     ]
     least = 1e-3 * max(abs(seen.progress[0]), 1e-3)
     if not loses or not seen.gain_against(seen.gradient) > least:
+        return
+    by_scale = list(saturates_by_scale(seen))
+    yield from by_scale
+    if by_scale:
         return
     worst = min(loses, key=_loses)
     yield Finding(

@@ -1388,3 +1388,25 @@ def cross_entropy_by_hand_of_a_column(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, model, optimizer)
+
+
+@case(Cause.unnormalised_data, "training")
+def columns_that_saturate_the_first_layer(repaired: bool, seed: int) -> Program:
+    """Feed columns in their own units to tanh units, which they all saturate."""
+    torch.manual_seed(seed)
+    scale = torch.tensor([1.0, 10.0, 1000.0, 0.01, 100.0])
+    standard = torch.randn(128, 5)
+    y = (standard.sum(dim=1) > 0).float()
+    x = standard if repaired else scale * (standard + 5)
+    model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss_fn = nn.BCEWithLogitsLoss()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(model(x).squeeze(1), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn, (x, y))

@@ -599,3 +599,27 @@ def curve_fit_that_jumps_into_saturation(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, model, optimizer)
+
+
+@case(Cause.out_of_support, "input")
+def box_apart_in_both_directions(repaired: bool, seed: int) -> Program:
+    """Move a box by its overlap with another, which it touches in neither direction."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.tensor([50.0, 50.0, 70.0, 70.0])
+    corners = [45.0, 45.0, 65.0, 66.0] if repaired else [5.0, 5.0, 20.0, 20.0]
+    box = (torch.tensor(corners) + torch.rand(4, generator=generator)).requires_grad_()
+    optimizer = torch.optim.Adam([box], lr=0.5)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        low = torch.maximum(box[:2], target[:2])
+        high = torch.minimum(box[2:], target[2:])
+        width, height = (high - low).clamp(min=0)
+        common = width * height
+        both = (box[2] - box[0]) * (box[3] - box[1]) + 400 - common
+        loss = 1 - common / both
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, box, optimizer)
