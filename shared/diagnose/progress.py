@@ -471,6 +471,7 @@ def _noise(seen: Observation) -> Iterator[Finding]:
     """Give whether one draw's gradient says little about the mean gradient."""
     if not seen.is_random or seen.learns:
         return
+    least = 0.01 * max(abs(seen.progress[0]), 1e-12)
     gradients: list[torch.Tensor] = []
     for count in (DRAWS_FIRST, DRAWS_MORE):
         if gradients and seen.trials.steps_left < count + STEPS_ALONG:
@@ -487,9 +488,9 @@ def _noise(seen: Observation) -> Iterator[Finding]:
         if ratio > 0.1:
             return
         gain, _ = _gain_of_mean(seen, mean)
-        if gain > 0.01 * max(abs(seen.progress[0]), 1e-12):
+        if gain > least:
             break
-    if gain <= 0.01 * max(abs(seen.progress[0]), 1e-12):
+    if gain <= least:
         seen.notes.append(
             Note(
                 "The gradient is mostly noise, and its mean leads to no lower loss.",
