@@ -11,6 +11,7 @@ tests, as a printed number would.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -77,6 +78,10 @@ def new_figure(
             layout="constrained",
             FigureClass=DescribedFigure,
         )
+    for ax in axes.ravel():
+        for spine in ax.spines.values():
+            # The ticks beside it take more room, and asking it asks all of them again.
+            spine.set_in_layout(False)
     return figure, axes.ravel()
 
 
@@ -85,7 +90,7 @@ def name_axes(ax: Axes, x: str, y: str, title: str = "") -> Axes:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     if title:
-        ax.set_title(title, fontsize=10, loc="left")
+        _set_title(ax, title, fontsize=10, loc="left")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize=9)
     return ax
@@ -356,9 +361,17 @@ def picture(ax: Axes, pixels: ArrayLike, title: str) -> Axes:
         title: short, above the image.
     """
     ax.imshow(np.asarray(pixels), cmap="gray", vmin=0, vmax=1)
-    ax.set_title(title, fontsize=9)
+    _set_title(ax, title, fontsize=9)
     ax.set_axis_off()
     return ax
+
+
+def _set_title(ax: Axes, title: str, **look: Any) -> None:  # noqa: ANN401
+    """Set a title at the panel's upper edge.
+
+    Told where, matplotlib does not look through all ticks for some above the panel.
+    """
+    ax.set_title(title, y=1.0, **look)
 
 
 def _set_log(ax: Axes, log: str) -> Axes:

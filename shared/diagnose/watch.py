@@ -21,6 +21,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from shared.diagnose.copies import Copies
 from shared.diagnose.flow import LARGE, FlowRecorder, Passage, Way
 from shared.diagnose.torch_calls import all_zero, tensors_in
 
@@ -172,26 +173,6 @@ def dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
     return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
 
 
-def kept(
-    values: torch.Tensor, *known: torch.Tensor | None, most: int = LARGE
-) -> torch.Tensor:
-    """Return a copy of a tensor; of a large one, of evenly spread entries.
-
-    Args:
-        values: any shape.
-        most: up to how many entries are kept, if these are not all.
-        known: earlier copies. One of them is returned if it is equal to the bit, so
-            that a value that stays is held once, however often it is looked at.
-    """
-    found = values.detach()
-    if found.numel() > most:
-        found = found.reshape(-1)[:: math.ceil(found.numel() / most)]
-    for copy in known:
-        if copy is not None and copy.dtype == found.dtype and torch.equal(copy, found):
-            return copy
-    return found.clone()
-
-
 def is_something(gradient: torch.Tensor | None) -> bool:
     """Whether there is a gradient, and it has an entry other than zero."""
     return gradient is not None and not all_zero(dense(gradient))
@@ -230,7 +211,7 @@ class StepWatch:
         self.variables = list(variables)
         self.sign = 1.0
         large = sum(v.numel() for v in variables) > LARGE
-        self._most = ENTRIES_KEPT if large else LARGE
+        self._copies = Copies(ENTRIES_KEPT if large else LARGE)
         self._record = self._last = StepRecord()
         self._recorder: FlowRecorder | None = None
         self._depth = 0
@@ -293,7 +274,7 @@ class StepWatch:
     def _values(self, *known: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the variables' values, by earlier copies where these are equal."""
         return [
-            kept(v, *(copies[i] for copies in known if copies), most=self._most)
+            self._copies.keep(v, *(copies[i] for copies in known if copies))
             for i, v in enumerate(self.variables)
         ]
 
@@ -301,7 +282,7 @@ class StepWatch:
         self, gradient: torch.Tensor | None, *known: torch.Tensor | None
     ) -> torch.Tensor | None:
         found = dense(gradient)
-        return None if found is None else kept(found, *known, most=self._most)
+        return None if found is None else self._copies.keep(found, *known)
 
     @contextlib.contextmanager
     def _patched(self) -> Iterator[None]:
@@ -501,7 +482,9 @@ class StepWatch:
             others_with_gradient=sum(is_something(p.grad) for p in others),
             copies_moved=0,
         )
-        self._others = [(p, kept(p)) for p in others if is_something(p.grad)]
+        self._others = [
+            (p, self._copies.keep(p)) for p in others if is_something(p.grad)
+        ]
         self._record.updates.append(update)
         self._record.log.append(update)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -517,7 +500,7 @@ class StepWatch:
         held = update.holds
         shapes = {v.shape for i, v in enumerate(self.variables) if i not in held}
         update.copies_moved = sum(
-            p.shape in shapes and not torch.equal(before, kept(p))
+            p.shape in shapes and not torch.equal(before, self._copies.keep(p))
             for p, before in self._others
         )
 
