@@ -9,7 +9,9 @@ FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 5), (7, 11, 13)])
-def test_copies_are_exact_and_stay_when_the_tensor_changes(shape):
+def test_copies_are_exact_and_stay_when_the_tensor_changes(
+    shape: tuple[int, ...],
+) -> None:
     copies = Copies(most=10**6)
     made = []
     for dtype in FORMATS * 3:
@@ -22,12 +24,12 @@ def test_copies_are_exact_and_stay_when_the_tensor_changes(shape):
         assert torch.equal(copy, expected)
 
 
-def test_a_view_is_copied_as_it_is_seen():
+def test_a_view_is_copied_as_it_is_seen() -> None:
     tensor = torch.arange(24.0).reshape(4, 6)
     assert torch.equal(Copies(most=100).keep(tensor.T[1:4:2]), tensor.T[1:4:2])
 
 
-def test_many_copies_share_pieces_and_large_ones_do_not():
+def test_many_copies_share_pieces_and_large_ones_do_not() -> None:
     copies = Copies(most=10**9)
     small = [copies.keep(torch.full((1000,), float(k))) for k in range(3000)]
     pieces = {copy.untyped_storage().data_ptr() for copy in small}
@@ -38,7 +40,7 @@ def test_many_copies_share_pieces_and_large_ones_do_not():
     assert large.untyped_storage().nbytes() == 4 * PIECE
 
 
-def test_an_equal_earlier_copy_is_returned_itself():
+def test_an_equal_earlier_copy_is_returned_itself() -> None:
     copies = Copies(most=100)
     first = copies.keep(torch.ones(5))
     assert copies.keep(torch.ones(5), None, torch.zeros(5), first) is first
@@ -47,7 +49,7 @@ def test_an_equal_earlier_copy_is_returned_itself():
     assert copies.keep(torch.zeros(5), first) is not first
 
 
-def test_of_a_large_tensor_evenly_spread_entries_are_kept():
+def test_of_a_large_tensor_evenly_spread_entries_are_kept() -> None:
     tensor = torch.arange(1000.0)
     kept = Copies(most=100).keep(tensor)
     assert torch.equal(kept, tensor[::10])
