@@ -14,12 +14,39 @@ from shared.diagnose.report import Evidence, Finding, Note
 from shared.diagnose.torch_calls import CUTS, STEP_FUNCTIONS
 from shared.diagnose.watch import StepRecord
 
+MUCH = 0.25
+"""Share of a module's entries from which a result that it drops is no side output."""
+
 
 def depends(seen: Observation, which: Sequence[int]) -> tuple[bool, bool]:
     """Return whether the loss depends on variables' values, and whether smoothly."""
     around = seen.losses_around(which)
     changed = [not seen.same_loss_exactly(loss) for loss in around.values()]
     return any(changed), changed[0]
+
+
+def _share_of_entries(seen: Observation, which: Sequence[int]) -> float:
+    total = sum(seen.tensors[i].numel() for i in seen.trainable)
+    return sum(seen.tensors[i].numel() for i in which) / max(total, 1)
+
+
+def _dropped(seen: Observation, which: Sequence[int]) -> Finding:
+    return Finding(
+        Cause.variable_not_used,
+        0.9,
+        (
+            Evidence(
+                "share of the module's entries that it computes with and drops",
+                _share_of_entries(seen, which),
+                "0",
+            ),
+            Evidence("their gradient", "None", "a tensor"),
+        ),
+        seen.names(which),
+        "The module computes something from these variables, and what it returns does "
+        "not depend on it: the result is left behind, and another is handed on.",
+        "x = self.block(x)  # and go on with x, not with what it was before",
+    )
 
 
 def explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
@@ -31,6 +58,10 @@ def explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Findin
         if not which:
             return
     elif partly:
+        dropped = [i for i in which if seen.dropped[i] and seen.stepped[i]]
+        if _share_of_entries(seen, dropped) > MUCH:
+            yield _dropped(seen, dropped)
+            return
         which = [i for i in which if seen.in_values[i]]
         trained = [i for i in which if seen.stepped[i]]
         if not trained:

@@ -443,7 +443,25 @@ def _explain_steps(seen: Observation, end: Passage) -> Iterator[Finding]:
     )
 
 
-def _explain_saturated(seen: Observation, end: Passage) -> Iterator[Finding]:
+def saturated_call(seen: Observation) -> Passage | None:
+    """Return a softmax, sigmoid or tanh most of which is 0 or 1 to the last digit.
+
+    Its derivative need not be zero: the smallest numbers of a format may be left.
+    """
+    return next(
+        (
+            p
+            for p in seen.passages
+            if p.facts.get("kind") in ("softmax", "log_softmax", "sigmoid", "tanh")
+            and p.facts["exactly_flat"] > 0.5
+            and p.facts.get("classes", 2) > 1
+        ),
+        None,
+    )
+
+
+def explain_saturated(seen: Observation, end: Passage) -> Iterator[Finding]:
+    """Give the finding, or note a minimum where nothing lower is found."""
     squashes = end.facts.get("kind") in ("sigmoid", "tanh")
     if not _something_lower(seen, end if squashes else None):
         _note_minimum(seen)
@@ -459,7 +477,7 @@ def _explain_saturated(seen: Observation, end: Passage) -> Iterator[Finding]:
                 "below 0.5",
             ),
             Evidence("gradient of its output", end.gradient_out or 0.0, "above 0"),
-            Evidence("gradient of its input", 0, "above 0"),
+            Evidence("gradient of its input", end.gradient_in or 0.0, "above 0"),
         ),
         (),
         f"The {kind} is so far out that its value is 0 or 1 to the last digit. There "
@@ -504,6 +522,7 @@ def _explain_support(seen: Observation, end: Passage) -> Iterator[Finding]:
 def out_of_support(seen: Observation, name: str | None = None) -> Finding:
     """Return the finding: flat here, not flat further away."""
     moved = [r for r, loss in seen.around.items() if not seen.same_loss(loss)]
+    lower = seen.lower_elsewhere
     where = () if name is None else (Evidence("gradient ends in", name, "nowhere"),)
     return Finding(
         Cause.out_of_support,
@@ -512,8 +531,14 @@ def out_of_support(seen: Observation, name: str | None = None) -> Finding:
             Evidence("gradient", seen.gradient_norm, "above 0"),
             Evidence(
                 "distance at which the loss first changes, in sizes of the variable",
-                min(moved, default=math.inf),
+                min(moved),
                 "any",
+            )
+            if moved or lower is None
+            else Evidence(
+                "loss here, and the lowest found elsewhere",
+                f"{seen.losses[0]:.3g}, {lower:.3g}",
+                "-",
             ),
             *where,
         ),
@@ -604,7 +629,7 @@ def _note_minimum(seen: Observation) -> None:
 
 _EXPLAIN = {
     Cause.nondifferentiable_op: _explain_steps,
-    Cause.saturated_activation: _explain_saturated,
+    Cause.saturated_activation: explain_saturated,
     Cause.clamped_at_bound: _explain_clamp,
     Cause.dead_relu: explain_dead,
     Cause.out_of_support: _explain_support,

@@ -25,6 +25,7 @@ from shared.diagnose.torch_calls import (
     NO_FLOW,
     RECURRENT,
     STEP_FUNCTIONS,
+    SUMS,
     VIEWS,
     Call,
     name_of,
@@ -65,8 +66,8 @@ class Way:
     cuts: list[str]
     """Calls at which a value that descends from a variable loses its graph."""
     escapes: list[str]
-    scale: float
-    """The largest value in the last calls before the root."""
+    summands: float
+    """The largest value of those that the root is a sum of, 0 if it is none."""
     at_variables: dict[int, float]
     """Largest entry of each variable's gradient, without the reader's hooks."""
     terms: list["Term"]
@@ -175,6 +176,23 @@ class FlowRecorder(TorchFunctionMode):
         own = self._bit.get(id(tensor), 0)
         return own | (0 if producer is None else self.calls[producer].from_variables)
 
+    def dropped(self, first: int, output: Any) -> int:
+        """Return the variables that calls use and an output does not depend on.
+
+        Args:
+            first: the index of the first of these calls; the others follow.
+            output: what was returned after the last one.
+        """
+        tensors = list(tensors_in(output))
+        if not tensors:
+            return 0  # something that holds them in a way of its own
+        used, handed_on = 0, 0
+        for call in self.calls[first:]:
+            used |= call.from_variables
+        for tensor in tensors:
+            handed_on |= self.bits_of(tensor)
+        return used & ~handed_on
+
     def note_gradients(self, gradients: Iterable[torch.Tensor]) -> None:
         """Remember tensors as gradients that the step's code was handed."""
         self._gradients |= {id(g): weakref.ref(g) for g in gradients}
@@ -257,15 +275,7 @@ class FlowRecorder(TorchFunctionMode):
             passages=passages,
             cuts=cuts,
             escapes=[name for name, _ in self.escapes],
-            scale=max(
-                (
-                    float(t.detach().abs().max())
-                    for call in on_way[-3:]
-                    for t in call.inputs
-                    if t.is_floating_point() and t.numel()
-                ),
-                default=0.0,
-            ),
+            summands=self._summands(on_way),
             at_variables={
                 position[key]: float(_dense(g).abs().max())
                 for key, g in gradients.items()
@@ -273,6 +283,16 @@ class FlowRecorder(TorchFunctionMode):
             },
             terms=self._terms(root) if detailed else [],
         )
+
+    def _summands(self, on_way: Sequence[Call]) -> float:
+        largest = 0.0
+        for call in reversed(on_way):
+            own = [t.detach() for t in call.inputs if self.bits_of(t) and t.numel()]
+            product = len(own) > 1 and "mul" in call.name
+            if call.name not in SUMS or product or not own:
+                break
+            largest = max(float(t.abs().max()) for t in own)
+        return largest
 
     def _gradients_on(
         self, root: torch.Tensor, calls: Sequence[Call]

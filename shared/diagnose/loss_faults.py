@@ -11,7 +11,12 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.flow import Passage
-from shared.diagnose.observation import STEPS_OF_PROOF, Observation, helps
+from shared.diagnose.observation import (
+    STEPS_OF_PROOF,
+    STEPS_WATCHED,
+    Observation,
+    helps,
+)
 from shared.diagnose.repairs import (
     OtherCalls,
     ScaledUpdate,
@@ -20,7 +25,10 @@ from shared.diagnose.repairs import (
     same_shape,
 )
 from shared.diagnose.report import Evidence, Finding
-from shared.diagnose.watch import StepRecord
+from shared.diagnose.watch import Level, StepRecord
+
+MANY_STEPS = 80
+"""After how many steps a metric is asked again that was better halfway."""
 
 
 def loss_faults(seen: Observation) -> Iterator[Finding]:
@@ -300,7 +308,10 @@ def wrong_way(seen: Observation) -> Iterator[Finding]:
         return
     before, after = change
     if not after < before - 1e-6 * max(abs(before), abs(after)):
-        return
+        later = _after_its_best(seen, after)
+        if later is None or not later < before - 1e-3 * abs(before):
+            return
+        after = later
     if seen.is_random and not seen.learns and after > before - 0.05 * abs(before):
         return
     reciprocal = any(p.facts.get("reciprocal") for p in seen.passages)
@@ -334,6 +345,28 @@ def wrong_way(seen: Observation) -> Iterator[Finding]:
         "something else than what it is meant to measure.",
         "loss = torch.nn.functional.mse_loss(prediction, target)  # not its reciprocal",
     )
+
+
+def _after_its_best(seen: Observation, after: float) -> float | None:
+    """Return the metric after many more steps, if it was better on the way than it is.
+
+    A loss may reward first what is wanted, and then something else.
+    """
+    half = STEPS_WATCHED // 2
+    falls_on = len(seen.losses) > half and seen.losses[-1] < seen.losses[half]
+    if not falls_on or seen.is_random or seen.trials.steps_left < 2 * half + MANY_STEPS:
+        return None
+    best = -math.inf
+    for steps in (half, half // 2):
+        if best == -math.inf:
+            seen.trials.run(steps)
+        else:
+            seen.trials.go_on(steps, Level.LOSS)
+        best = max(best, seen.measure_metric())
+    if not after < best - 0.01 * abs(best):
+        return None
+    seen.trials.run(MANY_STEPS)
+    return seen.measure_metric()
 
 
 def _other_way_is_better(seen: Observation, before: float) -> bool:

@@ -193,6 +193,20 @@ class Observation:
         return [bool(bits >> i & 1) for i in self.everything]
 
     @cached_property
+    def dropped(self) -> list[bool]:
+        """Whether modules compute with a variable, and hand nothing of that on."""
+        every = -1 if self.detailed else 0
+        for record in self.detailed:
+            here = 0
+            for call in record.modules:
+                here |= call.dropped
+            every &= here
+        return [
+            bool(every >> i & 1) and not used
+            for i, used in zip(self.everything, self.in_values, strict=True)
+        ]
+
+    @cached_property
     def fresh_largest(self) -> list[float]:
         """The largest entry of any gradient that a variable was given; NaN counts."""
         return [
@@ -243,7 +257,8 @@ class Observation:
         )
         same = same and not self._moves_at_random(found)
         if not same:
-            self.trials.draws = DRAWS
+            # Where every draw's gradient is exactly zero, so is that of their mean.
+            self.trials.draws = 1 if self.gradient_is_zero else DRAWS
         return not same
 
     def _moves_at_random(self, records: Sequence[StepRecord]) -> bool:
@@ -276,7 +291,14 @@ class Observation:
         before, after = self.progress
         if not (math.isfinite(before) and math.isfinite(after)):
             return -math.inf
-        return (before - after) / max(abs(before), 1e-12)
+        return (before - after) / max(abs(before), self.rounding, 1e-12)
+
+    @cached_property
+    def rounding(self) -> float:
+        """The size of a loss that is nothing but what its summands' digits leave."""
+        spacing = min(torch.finfo(tensor.dtype).eps for tensor in self.tensors)
+        # The summands are those of what backward starts from, which may be scaled up.
+        return spacing * self.summands / max(self._root_over_loss, 1.0)
 
     @cached_property
     def learns(self) -> bool:
@@ -313,7 +335,8 @@ class Observation:
             return False
         means = sum(first) / quarter, sum(last) / quarter
         scatter = max(_scatter(first), _scatter(last))
-        return means[0] - means[1] > max(0.05 * abs(means[0]), 3 * scatter)
+        least = max(0.05 * abs(means[0]), 3 * scatter, self.rounding)
+        return means[0] - means[1] > least
 
     # -- probes -----------------------------------------------------------------------
 
@@ -379,11 +402,15 @@ class Observation:
         A loss that is divided before backward (by a scale, or by the number of
         batches) has a gradient that is smaller by as much.
         """
+        return min(self._root_over_loss, 1.0)
+
+    @cached_property
+    def _root_over_loss(self) -> float:
         first = self.records[0]
         roots = abs(sum(call.value for call in first.backwards))
         if not roots > 0 or not abs(first.loss) > 0 or not math.isfinite(roots):
             return 1.0
-        return min(roots / abs(first.loss), 1.0)
+        return roots / abs(first.loss)
 
     @cached_property
     def around(self) -> dict[float, float]:
@@ -423,7 +450,7 @@ class Observation:
     @cached_property
     def summands(self) -> float:
         """The size of what the loss is summed from, which sets its rounding."""
-        return max((way.scale for way in self.ways), default=0.0)
+        return max((way.summands for way in self.ways), default=0.0)
 
     @cached_property
     def lower_elsewhere(self) -> float | None:

@@ -16,7 +16,9 @@ from shared.diagnose.dead_ends import (
     constant,
     dead_rectifier,
     explain_dead,
+    explain_saturated,
     out_of_support,
+    saturated_call,
 )
 from shared.diagnose.loss_faults import wrong_way
 from shared.diagnose.observation import (
@@ -106,7 +108,8 @@ def _flat(seen: Observation) -> Iterator[Finding]:
     elif _kept_result(seen):
         yield _stale(seen, "loss in every watched step")
     elif seen.loss_is_nearly_constant:
-        yield constant(seen)
+        off = seen.gradient_is_zero and seen.lower_elsewhere is not None
+        yield out_of_support(seen) if off else constant(seen)
 
 
 def _unseen_slope(seen: Observation) -> Iterator[Finding]:
@@ -215,7 +218,11 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
         and not products
         and seen.lower_elsewhere is not None
     ):
-        yield out_of_support(seen)
+        flat = saturated_call(seen)
+        if flat is None:
+            yield out_of_support(seen)
+        else:
+            yield from explain_saturated(seen, flat)
         return
     if not goes_down:
         if seen.lower_elsewhere is not None and products:
@@ -675,7 +682,8 @@ def _jump_in(
         farthest = max(off, key=lambda share: abs(off[share]))
         return farthest, off[farthest], farthest * slope
     # A call with steps is known: many small jumps count as well as a large one.
-    least = 0.05 * abs(slope) if has_steps and reach > 1.0 else None
+    small_ones = has_steps and (reach > 1.0 or not seen.learns)
+    least = 0.05 * abs(slope) if small_ones else None
     jump = _largest_jump(loss_at, start, least)
     return None if jump is None else (reach, jump, slope)
 

@@ -231,6 +231,29 @@ LAYERS = frozenset(
     ]
 )
 """Calls by which a layer mixes its inputs."""
+SUMS = frozenset(
+    [
+        "mean",
+        "sum",
+        "neg",
+        "__neg__",
+        "add",
+        "__add__",
+        "__radd__",
+        "sub",
+        "__sub__",
+        "rsub",
+        "__rsub__",
+        "mul",
+        "__mul__",
+        "__rmul__",
+        "div",
+        "true_divide",
+        "__truediv__",
+    ]
+)
+"""Calls that add up what they are given, or scale it."""
+
 RECURRENT = frozenset(["rnn_tanh", "rnn_relu", "lstm", "gru"])
 """Calls that go over a sequence."""
 

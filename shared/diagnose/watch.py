@@ -91,6 +91,8 @@ class ModuleCall:
     input_scale: tuple[float, float] | None = None
     """Largest root mean square of a column, and the share of columns far narrower."""
     gradient_rows: torch.Tensor | None = None
+    dropped: int = 0
+    """Variables (bits) that it computes with, and hands nothing of on."""
 
 
 @dataclasses.dataclass
@@ -508,13 +510,19 @@ class StepWatch:
     def _modules_watched(self) -> Iterator[None]:
         self._depth = 0
 
+        first = 0
+
         def enter(module: torch.nn.Module, args: Any) -> None:
+            nonlocal first
+            if self._depth == 0:
+                first = len(self._recorder.calls)
             self._depth += 1
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
             self._depth -= 1
             if self._depth == 0:
                 self._note_module(module, args, output)
+                self._record.modules[-1].dropped = self._recorder.dropped(first, output)
 
         handles = (
             torch.nn.modules.module.register_module_forward_pre_hook(enter),

@@ -57,6 +57,9 @@ def _broken_link(seen: Observation, i: int) -> Cause | None:
             return Cause.zero_grad_before_step
         return None  # a zero or NaN gradient is no question of wiring
     if not seen.stepped[i]:
+        if _held_by_bounds(seen, i):
+            _note_bound(seen, i)
+            return None
         return _not_stepped(seen, i)
     entries = [u.at_entry[i] for u in seen.updates if i in u.holds]
     if not any(is_something(gradient) for gradient in entries):
@@ -148,6 +151,25 @@ def _projected_back(seen: Observation, i: int) -> bool:
             if not bool(((moved == end) | high | low).all()):
                 return False
     return True
+
+
+def _held_by_bounds(seen: Observation, i: int) -> bool:
+    """Whether a step that writes by hand leaves a variable in a corner of its box.
+
+    All entries lie on the lowest or the highest value, and the gradients of the two
+    kinds have opposite signs: each update points out of the box, and is clamped.
+    """
+    values, gradient = seen.trials.start[i], seen.detailed[-1].fresh()[i]
+    if gradient is None or not any(r.written for r in seen.detailed):
+        return False
+    low, high = values == values.min(), values == values.max()
+    if bool((low & high).any()) or not bool((low | high).all()):
+        return False
+    signs = gradient.sign()
+    return any(
+        bool((signs[low] == sign).all() and (signs[high] == -sign).all())
+        for sign in (1, -1)
+    )
 
 
 # -- explanations ---------------------------------------------------------------------
