@@ -211,7 +211,7 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
         seen.losses_around(radii=(1e-2,))[1e-2]
     )
     goes_down = bend.gain > 1e-5 * seen.loss_scale and bend.lowest < 0
-    bends_down = bend.lowest * bend.unit**2 < -1e-6 * seen.loss_scale
+    bends_down = bend.lowest * bend.unit**2 < -1e-4 * seen.loss_scale
     if (
         flat_near
         and not bends_down
