@@ -1410,3 +1410,41 @@ def columns_that_saturate_the_first_layer(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, model, optimizer, loss_fn, (x, y))
+
+
+@case(Cause.runaway_loss, "training")
+def weights_of_two_tasks_learned_freely(repaired: bool, seed: int) -> Program:
+    """Learn the weights of two losses too, which lets both go below zero."""
+    torch.manual_seed(seed)
+    x = torch.randn(200, 7)
+    age = 2 * torch.tanh(0.6 * x[:, :3].sum(1, keepdim=True))
+    age = age + 0.5 * torch.randn(200, 1)
+    kind = (x[:, 3] - x[:, 4] + torch.randn(200) > 0).long()
+    trunk = nn.Sequential(nn.Linear(7, 32), nn.ReLU())
+    heads = nn.ModuleList([nn.Linear(32, 1), nn.Linear(32, 2)])
+    weights = nn.Parameter(torch.zeros(2) if repaired else torch.ones(2))
+    network = [*trunk.parameters(), *heads.parameters()]
+    optimizer = torch.optim.Adam(
+        [{"params": network, "lr": 5e-3}, {"params": [weights], "lr": 0.1}]
+    )
+
+    def losses() -> torch.Tensor:
+        hidden = trunk(x)
+        years = F.mse_loss(heads[0](hidden), age)
+        return torch.stack([years, F.cross_entropy(heads[1](hidden), kind)])
+
+    def step() -> float:
+        optimizer.zero_grad()
+        if repaired:
+            loss = (torch.exp(-weights) * losses()).sum() + weights.sum()
+        else:
+            loss = weights @ losses()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def metric() -> float:
+        return -losses().sum().item()
+
+    return Program(step, [*network, weights], optimizer, metric=metric)

@@ -623,3 +623,180 @@ def box_apart_in_both_directions(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, box, optimizer)
+
+
+@case(Cause.out_of_support, "input")
+def sprite_placed_in_pixels(repaired: bool, seed: int) -> Program:
+    """Give a position in pixels to a sampler that counts from -1 to 1."""
+    generator = torch.Generator().manual_seed(seed)
+    size, scale = 40, 0.55
+    line = torch.linspace(-1, 1, 16)
+    bump = torch.exp(-2.5 * (line[:, None] ** 2 + line**2))
+    sprite = bump * (0.8 + 0.2 * torch.rand(16, 16, generator=generator))
+
+    def paste(position: Tensor) -> Tensor:
+        shrink = torch.eye(2) / scale
+        affine = torch.cat([shrink, -position[:, None] / scale], dim=1)[None]
+        grid = F.affine_grid(affine, (1, 1, size, size), align_corners=False)
+        return F.grid_sample(sprite[None, None], grid, align_corners=False)
+
+    canvas = paste(torch.tensor([0.25, -0.15]))
+    start = torch.tensor([12.0, 25.0])
+    if repaired:
+        start = start / (size - 1) * 2 - 1
+    position = nn.Parameter(start)
+    optimizer = torch.optim.SGD([position], lr=0.6, momentum=0.8)
+
+    def objective(candidate: Tensor) -> Tensor:
+        return F.mse_loss(paste(candidate), canvas)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(position)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, position, optimizer, objective=objective)
+
+
+@case(Cause.constant_objective, "input")
+def mean_of_normalized_tokens(repaired: bool, seed: int) -> Program:
+    """Raise the mean of all features behind a layer norm, which is always zero."""
+    torch.manual_seed(seed)
+    embed = nn.Conv2d(3, 32, 4, stride=4).requires_grad_(False)
+    hidden = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+    hidden.requires_grad_(False)
+    picture = (0.3 * torch.randn(1, 3, 24, 24)).requires_grad_()
+    optimizer = torch.optim.Adam([picture], lr=0.03)
+
+    def objective(candidate: Tensor) -> Tensor:
+        tokens = embed(candidate).flatten(2).transpose(1, 2)
+        tokens = F.layer_norm(tokens + hidden(tokens), (32,))
+        return -(tokens[..., 11] if repaired else tokens).mean()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(picture)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, picture, optimizer, objective=objective)
+
+
+class _Ratings(nn.Module):
+    """Predicts a rating by a product of three factors: user, item and month."""
+
+    def __init__(self, spread: float) -> None:
+        super().__init__()
+        self.factors = nn.ModuleList(nn.Embedding(n, 5) for n in (20, 15, 6))
+        for factor in self.factors:
+            nn.init.normal_(factor.weight, std=spread)
+
+    def forward(self, places: Tensor) -> Tensor:
+        user, item, month = (
+            factor(places[:, k]) for k, factor in enumerate(self.factors)
+        )
+        return (user * item * month).sum(dim=1)
+
+
+@case(Cause.stationary_not_minimum, "training")
+def three_factors_start_at_zero(repaired: bool, seed: int) -> Program:
+    """Three factors of a product start at zero, and batches are drawn at random."""
+    torch.manual_seed(seed)
+    truth = _Ratings(spread=1.0)
+    places = torch.stack([torch.randint(0, n, (900,)) for n in (20, 15, 6)], dim=1)
+    ratings = truth(places).detach()
+    model = _Ratings(spread=0.5 if repaired else 0.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+
+    def step() -> float:
+        batch = torch.randint(0, 900, (300,))
+        loss = F.mse_loss(model(places[batch]), ratings[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return Program(step, model, optimizer, loss_fn=F.mse_loss, batch=(places, ratings))
+
+
+@case(Cause.at_minimum, "input")
+def attack_resumed_in_the_corner_of_its_box(repaired: bool, seed: int) -> Program:
+    """Go on with sign steps by hand from where an earlier attack arrived."""
+    generator = torch.Generator().manual_seed(seed)
+    bound = 0.03
+    weights = 0.3 * torch.randn(64, generator=generator)
+    image = 0.3 + 0.4 * torch.rand(64, generator=generator)
+    offset = 0.5 - weights @ image
+    arrived = torch.zeros(64) if repaired else -bound * weights.sign()
+    change = arrived.requires_grad_()
+
+    def objective(candidate: Tensor) -> Tensor:
+        return F.softplus(weights @ (image + candidate) + offset)
+
+    def step() -> float:
+        loss = objective(change)
+        loss.backward()
+        with torch.no_grad():
+            change.sub_(0.005 * change.grad.sign())
+            change.clamp_(-bound, bound)
+            change.grad.zero_()
+        return loss.item()
+
+    return Program(step, change, objective=objective)
+
+
+@case(Cause.discontinuous_loss, "input")
+def bubble_with_a_sharp_rim(repaired: bool, seed: int) -> Program:
+    """Locate a disk, bright towards its sharp rim, by the pixels of its drawing."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    line = torch.linspace(-1, 1, 36)
+    rows, columns = torch.meshgrid(line, line, indexing="ij")
+
+    def draw(center: Tensor) -> Tensor:
+        squared = ((columns - center[0]) ** 2 + (rows - center[1]) ** 2) / 0.45**2
+        soft = torch.sigmoid((1 - squared) / 0.2)
+        cover = soft if repaired else (squared < 1).float()
+        return cover * (0.3 + 0.7 * squared.clamp(max=1.0))
+
+    truth = torch.tensor([0.15, -0.1]) + 0.05 * torch.rand(2, generator=generator)
+    photo = draw(truth)
+    center = (truth + torch.tensor([-0.28, 0.22])).requires_grad_()
+    optimizer = torch.optim.SGD([center], lr=0.2, momentum=0.5)
+
+    def objective(candidate: Tensor) -> Tensor:
+        return F.mse_loss(draw(candidate), photo)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(center)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, center, optimizer, objective=objective)
+
+
+@case(Cause.saturated_activation, "input")
+def recipe_of_one_pure_pigment(repaired: bool, seed: int) -> Program:
+    """Mix pigments by a softmax that starts from one of them, with a score of 100."""
+    torch.manual_seed(seed + 1)
+    pigments = torch.rand(9, 31)
+    wanted = torch.distributions.Dirichlet(torch.full((9,), 0.6)).sample() @ pigments
+    pure = F.one_hot(torch.tensor(4), 9).float()
+    scores = nn.Parameter(pure * (3.0 if repaired else 100.0))
+    optimizer = torch.optim.Adam([scores], lr=0.05)
+
+    def mismatch(candidate: Tensor) -> Tensor:
+        return (torch.softmax(candidate, 0) @ pigments - wanted).square().sum()
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = mismatch(scores)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return Program(step, [scores], optimizer, objective=mismatch)

@@ -698,3 +698,43 @@ def custom_function_gives_no_gradient(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, model, optimizer)
+
+
+class _SpiralNet(nn.Module):
+    """Two layers between a lift and a head, which may be left out by mistake."""
+
+    def __init__(self, repaired: bool) -> None:
+        super().__init__()
+        self.lift = nn.Linear(2, 40)
+        self.block = nn.Sequential(
+            nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU()
+        )
+        self.head = nn.Linear(40, 2)
+        self.repaired = repaired
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        x = self.lift(points)
+        hidden = functional.layer_norm(self.block(2 * x) + x, (40,))
+        return self.head(hidden if self.repaired else x)
+
+
+@case(Cause.variable_not_used, "training")
+def block_whose_result_is_left_behind(repaired: bool, seed: int) -> Program:
+    """Inside the network the head is given what the block was given."""
+    torch.manual_seed(seed)
+    turns = torch.linspace(0.5, 3.5, 100)[:, None]
+    arm = turns * torch.cat([torch.cos(2 * turns), torch.sin(2 * turns)], dim=1) / 3.5
+    points = torch.cat([arm, -arm]) + 0.02 * torch.randn(200, 2)
+    arms = torch.arange(2).repeat_interleave(100)
+    model = _SpiralNet(repaired)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    loss_fn = nn.CrossEntropyLoss()
+
+    def step() -> torch.Tensor:
+        loss = loss_fn(model(points), arms)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn, (points, arms))
