@@ -290,6 +290,16 @@ def tensors_in(values: Any, depth: int = 3) -> Iterator[torch.Tensor]:
         yield from tensors_in(list(values.values()), depth)
 
 
+def in_vmap(tensor: torch.Tensor) -> bool:
+    """Whether a tensor stands for many, inside of `torch.vmap`: it has no values."""
+    wrappers = torch._C._functorch
+    while wrappers.is_functorch_wrapped_tensor(tensor):
+        if wrappers.is_batchedtensor(tensor):
+            return True
+        tensor = wrappers.get_unwrapped(tensor)  # from another transform around it
+    return False
+
+
 def all_zero(values: torch.Tensor) -> bool:
     """Whether every entry is zero. Copies nothing, as `any` and counts would."""
     if not values.numel():

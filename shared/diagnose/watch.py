@@ -11,6 +11,7 @@ import enum
 import functools
 import io
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from torch.optim.optimizer import (
 
 from shared.diagnose.copies import Copies
 from shared.diagnose.flow import LARGE, FlowRecorder, Passage, Way
-from shared.diagnose.torch_calls import all_zero, tensors_in
+from shared.diagnose.torch_calls import all_zero, in_vmap, tensors_in
 
 ENTRIES_KEPT = 25_000
 """How many entries are kept of each variable where all are too large to be copied."""
@@ -231,6 +232,7 @@ class StepWatch:
         )
         with contextlib.ExitStack() as stack:
             stack.enter_context(quiet())
+            stack.enter_context(_nothing_compiled())
             if level >= Level.GRADIENTS:
                 stack.enter_context(self._patched())
             if self._recorder is not None:
@@ -298,7 +300,7 @@ class StepWatch:
         )
 
         def watched_engine(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._looking:
+            if self._looking or any(map(in_vmap, tensors_in(outputs))):
                 return engine(outputs, *args, **kwargs)
             return self._walk_back(engine, outputs, args, kwargs)
 
@@ -521,8 +523,8 @@ class StepWatch:
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
             self._depth -= 1
             if self._depth == 0:
-                self._note_module(module, args, output)
-                self._record.modules[-1].dropped = self._recorder.dropped(first, output)
+                dropped = self._recorder.dropped(first, output)
+                self._note_module(module, args, output, dropped)
 
         handles = (
             torch.nn.modules.module.register_module_forward_pre_hook(enter),
@@ -537,10 +539,14 @@ class StepWatch:
                 handle.remove()
 
     @_unseen
-    def _note_module(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+    def _note_module(
+        self, module: torch.nn.Module, args: Any, output: Any, dropped: int
+    ) -> None:
         with torch.no_grad():
             inputs = list(tensors_in(args))
             first = next(tensors_in(output), None)
+            if first is not None and in_vmap(first):
+                return
             data = next((t for t in inputs if t.dim() and len(t) > 1), None)
             self._record.modules.append(
                 ModuleCall(
@@ -552,6 +558,7 @@ class StepWatch:
                     if data is None
                     else not _rows_equal(data),
                     input_scale=_column_scale(data),
+                    dropped=dropped,
                 )
             )
 
@@ -580,6 +587,13 @@ def _rows_equal(values: torch.Tensor | None) -> bool | None:
     spread = (rows - rows.mean(dim=0)).abs().amax(dim=0)
     size = rows.abs().amax(dim=0)
     return bool((spread <= 4 * torch.finfo(rows.dtype).eps * size).all())
+
+
+def _nothing_compiled() -> contextlib.AbstractContextManager:
+    """Run what `torch.compile` made as it is written: compiled code shows no calls."""
+    if "torch._dynamo" not in sys.modules:  # without it nothing was compiled
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextlib.contextmanager

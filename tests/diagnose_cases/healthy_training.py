@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
@@ -1342,3 +1342,51 @@ def imbalanced_with_class_weights(seed: int) -> Program:
     train = _make_trainer(model, optimizer, criterion)
 
     return Program(lambda: train(x, y), model, optimizer, criterion, (x, y))
+
+
+@healthy("training")
+def compiled_model(seed: int) -> Program:
+    """Train a network through torch.compile."""
+    torch.manual_seed(seed)
+    x, y = _blobs(seed)
+    model = _mlp(8, 16, 3)
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(compiled(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, compiled, optimizer, F.cross_entropy, (x, y))
+
+
+@healthy("training")
+def gradients_of_single_examples_clipped(seed: int) -> Program:
+    """Clip each example's own gradient, from vmap, before they are averaged."""
+    torch.manual_seed(seed)
+    x, y = _blobs(seed)
+    model = _mlp(8, 16, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+
+    def loss_of_one(
+        weights: dict[str, torch.Tensor], row: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
+        return F.cross_entropy(functional_call(model, weights, row[None]), target[None])
+
+    gradients_of_each = vmap(grad(loss_of_one), in_dims=(None, 0, 0))
+
+    def step() -> float:
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+        each = gradients_of_each(weights, x, y)
+        for name, parameter in model.named_parameters():
+            flat = each[name].flatten(1)
+            flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1.0)
+            parameter.grad = flat.mean(0).view_as(parameter)
+        optimizer.step()
+        with torch.no_grad():
+            return F.cross_entropy(model(x), y).item()
+
+    return Program(step, model, optimizer, F.cross_entropy, (x, y))
