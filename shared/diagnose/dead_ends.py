@@ -5,7 +5,7 @@ is not. The kind of that call, and what it was given, name the cause.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -15,11 +15,12 @@ from shared.diagnose.observation import LENGTHS, Observation, helps
 from shared.diagnose.repairs import (
     OtherCalls,
     RightUpdate,
+    ScaledLoss,
     leaky,
     pass_straight_through,
 )
-from shared.diagnose.report import Evidence, Finding, Note
-from shared.diagnose.torch_calls import STEP_FUNCTIONS
+from shared.diagnose.report import Evidence, Finding, Note, Proof
+from shared.diagnose.torch_calls import STEP_FUNCTIONS, all_zero
 from shared.diagnose.watch import Level, StepRecord
 from shared.diagnose.wiring import due_update
 from shared.probes import ulp
@@ -245,6 +246,10 @@ def _own_update_in_spacings(seen: Observation, i: int) -> float:
 def _underflows(seen: Observation) -> Iterator[Finding]:
     if not any(call.in_half for call in seen.backwards):
         return
+    lost = list(_lost_in_copies(seen))
+    if lost:
+        yield from lost
+        return
     zero = [
         i for i in seen.trainable if seen.in_graph[i] and _zero_share(seen, i) > 0.9
     ]
@@ -265,7 +270,28 @@ def _underflows(seen: Observation) -> Iterator[Finding]:
     if seen.learns and not helps(proof, 0.05):
         return
     largest = max(float(g.abs().max()) for g in found if g is not None) / LOSS_SCALE
-    yield Finding(
+    yield _underflow(largest, zero, seen, proof)
+
+
+def _lost_in_copies(seen: Observation) -> Iterator[Finding]:
+    """Give gradients that float16 copies of the variables lose on the way back."""
+    leaves = {id(leaf): leaf for way in seen.ways for leaf in way.other_leaves}
+    copies = [leaf for leaf in leaves.values() if leaf.dtype == torch.float16]
+    if not copies or any(way.reached_by_graph for way in seen.ways):
+        return
+    seen.trials.run(1)
+    if not all(leaf.grad is not None and all_zero(leaf.grad) for leaf in copies):
+        return
+    seen.trials.run(1, repair=ScaledLoss(LOSS_SCALE))
+    found = [float(leaf.grad.abs().max()) for leaf in copies if leaf.grad is not None]
+    if max(found, default=0.0) > 0:
+        yield _underflow(max(found) / LOSS_SCALE, seen.everything, seen, None)
+
+
+def _underflow(
+    largest: float, which: Sequence[int], seen: Observation, proof: Proof | None
+) -> Finding:
+    return Finding(
         Cause.fp16_underflow,
         1.0,
         (
@@ -276,7 +302,7 @@ def _underflows(seen: Observation) -> Iterator[Finding]:
                 "above 6e-8, the smallest number of float16",
             ),
         ),
-        seen.names(zero),
+        seen.names(which),
         "The gradients are smaller than the smallest number of float16 and become zero "
         "on the way back. Scaled up they are there.",
         "scaler = torch.amp.GradScaler()\nscaler.scale(loss).backward()\n"
@@ -303,7 +329,7 @@ def dead_ends(seen: Observation) -> Iterator[Finding]:
     if not seen.gradient_is_zero:
         yield from _partly_dead(seen)
         return
-    for end in _ends(seen):
+    for end in (*_ends(seen), *_own_rectifiers(seen)):
         cause = _cause_of(seen, end)
         if cause is not None:
             yield from _EXPLAIN[cause](seen, end)
@@ -335,6 +361,18 @@ def _ends(seen: Observation) -> list[Passage]:
     ]
 
 
+def _own_rectifiers(seen: Observation) -> list[Passage]:
+    """Return rectifiers of the variables themselves that are off altogether.
+
+    Two of them as factors of a product block each other: neither sees a gradient.
+    """
+    return [
+        p
+        for p in seen.passages
+        if p.own and p.facts.get("kind") == "rectifier" and p.facts["off"] == 1.0
+    ]
+
+
 def _cause_of(seen: Observation, end: Passage) -> Cause | None:
     kind = end.facts.get("kind")
     if end.name in STEP_FUNCTIONS:
@@ -346,7 +384,8 @@ def _cause_of(seen: Observation, end: Passage) -> Cause | None:
     if kind == "cross_entropy" or end.name in _SATURATING:
         return Cause.saturated_activation
     if kind == "rectifier":
-        return Cause.dead_relu if end.facts["after_layer"] else Cause.out_of_support
+        dead = end.facts["after_layer"] or end.own
+        return Cause.dead_relu if dead else Cause.out_of_support
     if kind == "clamp":
         everything = end.facts["two_sided"] and end.facts["outside"] == 1.0
         own = everything or end.direct

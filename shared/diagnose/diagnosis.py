@@ -9,7 +9,7 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.dead_ends import dead_ends, not_a_number, precision
-from shared.diagnose.inputs import inputs
+from shared.diagnose.inputs import inputs, pairing
 from shared.diagnose.loss_faults import loss_faults
 from shared.diagnose.observation import STEPS_IN_DETAIL, Observation, Variable
 from shared.diagnose.progress import progress
@@ -20,8 +20,17 @@ from shared.diagnose.watch import as_float
 from shared.diagnose.wiring import wiring
 
 MOST_STEPS = 150
-STAGES = (not_a_number, wiring, loss_faults, precision, inputs, dead_ends, progress)
-"""In this order: exact connections, then numbers, then the landscape and chance."""
+STAGES = (
+    not_a_number,
+    wiring,
+    loss_faults,
+    precision,
+    inputs,
+    dead_ends,
+    progress,
+    pairing,
+)
+"""In this order: exact connections, numbers, landscape and chance, then the data."""
 
 
 class StepError(ValueError):
@@ -77,6 +86,7 @@ def diagnose(
             module=variables if isinstance(variables, torch.nn.Module) else None,
             batch=batch,
             metric=metric,
+            loss_fn=loss_fn,
         )
         return _report(seen)
     finally:
@@ -99,7 +109,7 @@ def _report(seen: Observation) -> Report:
             break
         if seen.trials.large and stage is progress:
             seen.skipped.append("probes of the landscape, and proofs (large model)")
-            break
+            continue
         try:
             findings += stage(seen)
         except OutOfBudget:

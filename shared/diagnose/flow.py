@@ -49,6 +49,8 @@ class Passage:
     shape_in: tuple[int, ...]
     direct: bool
     """Whether the input is a variable, or an elementwise function of one."""
+    own: bool
+    """Whether the input is a variable itself."""
 
 
 @dataclasses.dataclass
@@ -96,6 +98,7 @@ class FlowRecorder(TorchFunctionMode):
         self.escapes: list[tuple[str, int]] = []
         self.gradient_edits: list[str] = []
         self.written = False
+        self.handed = 0  # variables (bits) whose .grad the step's code sets itself
         self.additions: list[tuple[torch.Tensor, float]] = []
         self._bit = {id(v): 1 << i for i, v in enumerate(variables)}
         self._variables = list(variables)
@@ -117,6 +120,8 @@ class FlowRecorder(TorchFunctionMode):
             name = name_of(func)
             if getattr(func, "__name__", "") == "__set__" and args:
                 self.written |= id(args[0]) in self._bit and name == "data"
+                if name == "grad":
+                    self.handed |= self._bit.get(id(args[0]), 0)
             if name == "grad" and args and isinstance(result, torch.Tensor):
                 self.note_gradients([result])
             elif name not in NO_FLOW:
@@ -341,6 +346,7 @@ class FlowRecorder(TorchFunctionMode):
             from_variables=call.from_variables,
             shape_in=tuple(value_in.shape) if value_in is not None else (),
             direct=value_in is not None and self._is_direct(value_in),
+            own=id(value_in) in self._bit,
         )
 
     def _maker(self, call: Call) -> dict[str, Any]:

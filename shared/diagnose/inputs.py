@@ -14,17 +14,14 @@ from shared.diagnose.watch import Level
 
 SHUFFLES = 60
 
+RIDGE = 1.0
+"""Strength of the ridge, in squared lengths of an input: fits few targets exactly."""
+
 WILD = 18.0
 """Root mean square of a column from which inputs are on an odd scale."""
 
 
 def inputs(seen: Observation) -> Iterator[Finding]:
-    """Give what is wrong with the inputs that the step's network is given."""
-    yield from _wild(seen)
-    yield from _unrelated(seen)
-
-
-def _wild(seen: Observation) -> Iterator[Finding]:
     """Standardize inputs on an odd scale, and look whether the step then learns."""
     calls = [m for m in seen.records[0].modules if m.input_scale is not None]
     if seen.module is None or not calls:
@@ -100,20 +97,28 @@ def _learns_relatively(proof: Proof | None) -> bool:
     return left[1] < 0.8 and not left[0] < 0.95
 
 
-def _unrelated(seen: Observation) -> Iterator[Finding]:
-    """Give targets that have nothing to do with the inputs they are paired with."""
+def pairing(seen: Observation) -> Iterator[Finding]:
+    """Give targets that have nothing to do with the inputs they are paired with.
+
+    It is asked last: no trial can prove it, and what keeps a network from learning
+    makes any targets look like these.
+    """
     pair = _compared(seen)
+    change = seen.metric_change
+    if change is not None and change[1] > change[0]:
+        return
     if pair is None or not any(seen.moves) or seen.fall > 0.6:
         return
     x, y = pair
     if x.dim() < 2 or len(x) != len(y) or len(x) < 60 or not x.is_floating_point():
         return
-    if y.numel() > 4 * len(y) or seen.progress[1] < 0.85 * _base_loss(y):
+    if y.numel() > 4 * len(y) or seen.progress[1] < 0.85 * base_loss(y):
         return
-    if y.unique().numel() < 2:
+    if y.unique().numel() < 2 or bool((x == x[:1]).all()):
         return
-    hits, chance = _neighbor_agreement(x, y)
-    if hits > chance:
+    agreement = _neighbor_agreement(x, y)
+    explained = _explained_linearly(x, y)
+    if any(found > chance for found, chance in (agreement, explained)):
         return
     yield Finding(
         Cause.labels_misaligned,
@@ -121,18 +126,23 @@ def _unrelated(seen: Observation) -> Iterator[Finding]:
         (
             Evidence(
                 "agreement of targets with those of the nearest inputs",
-                hits,
-                f"above {chance:.2g}, what shuffled targets reach",
+                agreement[0],
+                f"above {agreement[1]:.2g}, what shuffled targets reach",
+            ),
+            Evidence(
+                "share of the targets' variance that a linear fit explains",
+                explained[0],
+                f"above {explained[1]:.2g}, what shuffled targets reach",
             ),
             Evidence(
                 "loss after the watched steps",
                 seen.progress[1],
-                f"below {_base_loss(y):.3g}, the loss without looking at the inputs",
+                f"below {base_loss(y):.3g}, the loss without looking at the inputs",
             ),
         ),
         (),
-        "Similar inputs have targets no more alike than shuffled ones: the targets do "
-        "not belong to these inputs.",
+        "Similar inputs have targets no more alike than shuffled ones, and a linear "
+        "fit explains no more of them: the targets do not belong to these inputs.",
         "order = torch.randperm(len(x))\nx, y = x[order], y[order]  # one order for "
         "both",
     )
@@ -157,7 +167,7 @@ def _compared(seen: Observation) -> tuple[torch.Tensor, torch.Tensor] | None:
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
-def _base_loss(y: torch.Tensor) -> float:
+def base_loss(y: torch.Tensor) -> float:
     """Return the loss of the best constant answer: entropy, or variance."""
     if are_classes(y):
         counts = y.flatten().unique(return_counts=True)[1].double()
@@ -168,23 +178,49 @@ def _base_loss(y: torch.Tensor) -> float:
 
 def _neighbor_agreement(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     """Return how well near inputs' targets agree, and the level of shuffled ones."""
-    limit = 512
-    x = standardized(x[:limit].double().reshape(min(len(x), limit), -1))
-    y = y[:limit].double().reshape(len(x), -1)
+    x, y = _rows(x, y, 512)
     distance = torch.cdist(x, x)
     distance.fill_diagonal_(math.inf)
     near = distance.topk(5, largest=False).indices
-    classes = are_classes(y)
-
-    generator = torch.Generator().manual_seed(0)
-    orders = [torch.arange(len(y))]
-    orders += [torch.randperm(len(y), generator=generator) for _ in range(SHUFFLES)]
-    targets = y[torch.stack(orders)]  # as they are, then shuffled: (1 + 60, rows, ...)
-    if classes:
+    targets = _shuffled(y)
+    if are_classes(y):
         same = (targets[:, near] == targets[:, :, None]).all(dim=-1)
-        agreements = same.double().mean(dim=(1, 2))
-    else:
-        error = (targets[:, near].mean(dim=2) - targets).square().mean(dim=(1, 2))
-        agreements = -error / y.var().clamp_min(1e-12)
-    hits, shuffled = agreements[0], agreements[1:]
-    return float(hits), float(shuffled.mean() + 3 * shuffled.std())
+        return _beside_chance(same.double().mean(dim=(1, 2)))
+    error = (targets[:, near].mean(dim=2) - targets).square().mean(dim=(1, 2))
+    return _beside_chance(-error / y.var().clamp_min(1e-12))
+
+
+def _explained_linearly(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """Return the share of variance that ridge regression explains, and by chance."""
+    classes = are_classes(y)
+    x, y = _rows(x, y, 1024)
+    if classes:
+        kinds = y.unique(dim=0)
+        y = (y[:, None] == kinds[None]).all(dim=-1).double()
+    targets = _shuffled(y - y.mean(dim=0))
+    products = x @ x.T
+    ridge = RIDGE * products.diagonal().mean() * torch.eye(len(x), dtype=x.dtype)
+    fitted = torch.linalg.solve(products + ridge, products)
+    left = (targets - fitted @ targets).square().sum(dim=(1, 2))
+    return _beside_chance(1 - left / targets[0].square().sum().clamp_min(1e-12))
+
+
+def _rows(
+    x: torch.Tensor, y: torch.Tensor, limit: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first rows of both, inputs standardized, as flat float64."""
+    x = standardized(x[:limit].double().reshape(min(len(x), limit), -1))
+    return x, y[:limit].double().reshape(len(x), -1)
+
+
+def _shuffled(y: torch.Tensor) -> torch.Tensor:
+    """Return targets as they are, then shuffled: shape (1 + SHUFFLES, *y.shape)."""
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(y), generator=generator) for _ in range(SHUFFLES)]
+    return y[torch.stack([torch.arange(len(y)), *orders])]
+
+
+def _beside_chance(found: torch.Tensor) -> tuple[float, float]:
+    """Return the first number, and what the others, by chance, do not exceed."""
+    shuffled = found[1:]
+    return float(found[0]), float(shuffled.mean() + 3 * shuffled.std())

@@ -27,6 +27,9 @@ from shared.diagnose.repairs import (
 from shared.diagnose.report import Evidence, Finding
 from shared.diagnose.watch import Level, StepRecord
 
+SURE = 10.0
+"""A score of this size for the right one of two classes leaves next to no gradient."""
+
 MANY_STEPS = 80
 """After how many steps a metric is asked again that was better halfway."""
 
@@ -232,7 +235,11 @@ def _not_yet_right(
     """Whether the outputs for a class are not so right that no gradient is due."""
     rows = output.detach()[target == chosen].reshape(int((target == chosen).sum()), -1)
     if rows.shape[1] == 1:
-        return bool(((rows[:, 0] - chosen).abs() > 1e-3).all())
+        scores = rows[:, 0]
+        right = (scores - chosen).abs() <= 1e-3
+        if chosen in (0, 1):
+            right |= scores * (2 * chosen - 1) > SURE
+        return not right.any()
     if target.dtype != torch.long or int(chosen) >= rows.shape[1]:
         return False
     return bool((rows.max(dim=1).values - rows[:, int(chosen)] < 50).all()) and bool(
@@ -314,6 +321,8 @@ def wrong_way(seen: Observation) -> Iterator[Finding]:
         after = later
     if seen.is_random and not seen.learns and after > before - 0.05 * abs(before):
         return
+    if seen.is_random and not _metric_of_other_draws(seen) < before:
+        return
     reciprocal = any(p.facts.get("reciprocal") for p in seen.passages)
     evidence = (
         Evidence(
@@ -366,6 +375,14 @@ def _after_its_best(seen: Observation, after: float) -> float | None:
     if not after < best - 0.01 * abs(best):
         return None
     seen.trials.run(MANY_STEPS)
+    return seen.measure_metric()
+
+
+def _metric_of_other_draws(seen: Observation) -> float:
+    """Return the metric after as many steps from the start, on other draws."""
+    seen.trials.run(1)
+    seen.trials.write(seen.trials.start)
+    seen.trials.go_on(STEPS_WATCHED, Level.LOSS)
     return seen.measure_metric()
 
 

@@ -48,6 +48,7 @@ class Observation:
         module: the module that `variables` was, if it was one.
         batch: inputs and targets, if the reader named them.
         metric: gives a number that should rise, if the reader named it.
+        loss_fn: compares a prediction with a target, if the reader named it.
     """
 
     variables: list[Variable]
@@ -56,6 +57,7 @@ class Observation:
     module: torch.nn.Module | None = None
     batch: tuple[torch.Tensor, torch.Tensor] | None = None
     metric: Callable[[], float] | None = None
+    loss_fn: Callable[..., torch.Tensor] | None = None
     notes: list[Note] = dataclasses.field(default_factory=list)
     skipped: list[str] = dataclasses.field(default_factory=list)
     rebound: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)

@@ -4,13 +4,13 @@ They compare losses at moved values of the variables, on the same draws of batch
 random numbers. Each ends in a trial: where the repair does not help, nothing is said.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from shared.diagnose.causes import Cause
+from shared.diagnose.chance import noise
 from shared.diagnose.curvature import Curvature, curvature
 from shared.diagnose.dead_ends import (
     constant,
@@ -20,6 +20,7 @@ from shared.diagnose.dead_ends import (
     out_of_support,
     saturated_call,
 )
+from shared.diagnose.jumps import jumps
 from shared.diagnose.loss_faults import wrong_way
 from shared.diagnose.observation import (
     STEPS_IN_DETAIL,
@@ -34,23 +35,16 @@ from shared.diagnose.repairs import (
 )
 from shared.diagnose.report import Evidence, Finding, Note
 from shared.diagnose.structure import structure
-from shared.diagnose.torch_calls import STEP_FUNCTIONS
-from shared.diagnose.watch import Level, StepRecord
+from shared.diagnose.watch import Level
 
 DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3)
 """Multiples of one update at which the loss is probed along it."""
 
-FAR_JUMP = 100.0
-"""How many updates ahead a jump is looked for where a call on the way has steps."""
+MUCH_WORSE = 3.0
+"""Rise of the loss, over what it was, from which the steps are looked at first."""
 
-DRAWS_FIRST, DRAWS_MORE = 12, 40
-"""Over how many draws a mean gradient is taken: the more, if the first lead nowhere.
-
-A trial starts from the kept state, so the second draws contain the first.
-"""
-
-STEPS_ALONG = 30
-"""Steps that a search along the mean gradient takes at most."""
+AGAINST = 0.05
+"""Cosine of update and negative gradient from which an update goes down, if small."""
 
 FARTHEST = 1e9
 """Up to which multiple the search goes on, as long as the loss falls."""
@@ -58,13 +52,18 @@ FARTHEST = 1e9
 
 def progress(seen: Observation) -> Iterator[Finding]:
     """Give why the loss does not fall, if it does not."""
-    found = list(structure(seen)) or list(_noise(seen)) or list(wrong_way(seen))
+    if seen.fall < -MUCH_WORSE:
+        found = list(_scale(seen))
+        yield from found
+        if found:
+            return
+    found = list(structure(seen)) or list(noise(seen)) or list(wrong_way(seen))
     yield from found
     if found:
         return
-    jumps = list(_jumps(seen))
-    yield from jumps
-    if jumps:
+    found = list(jumps(seen))
+    yield from found
+    if found:
         return
     if seen.learns:
         yield from _dies(seen)
@@ -337,8 +336,12 @@ def _scale(seen: Observation) -> Iterator[Finding]:
     gain = start - known[best]
     small = [known[c] for c in (0.01, 0.1) if c in known]
     scale = max(abs(start), 1e-12)
+    against = cosine(seen.first_update, [-g for g in seen.gradient])
+    if best == 0.0 and against > AGAINST and along[0.01] > start:
+        yield from _too_large(seen, along, start)
+        return
     if best == 0.0:
-        yield from _wrong_sign(seen, along, start)
+        yield from _wrong_sign(seen, along, start, against)
         return
     if gain <= 1e-4 * scale:
         return
@@ -349,10 +352,9 @@ def _scale(seen: Observation) -> Iterator[Finding]:
 
 
 def _wrong_sign(
-    seen: Observation, along: dict[float, float], start: float
+    seen: Observation, along: dict[float, float], start: float, against: float
 ) -> Iterator[Finding]:
     rises = along[0.01] > start or along[0.1] > start
-    against = cosine(seen.first_update, [-g for g in seen.gradient])
     if not rises:
         return
     proof = seen.prove("the update turned around", ScaledUpdate(seen.tensors, -1.0))
@@ -424,6 +426,8 @@ def _too_large(
     seen: Observation, along: dict[float, float], start: float
 ) -> Iterator[Finding]:
     for factor in (0.1, 0.01, 0.001):
+        if along.get(factor, start) > start + abs(start):
+            continue  # even so small, one update makes it far worse
         repair = ScaledUpdate(seen.tensors, factor)
         proof = seen.prove(f"updates {factor:g} times as large", repair, steps=12)
         if proof is None:
@@ -469,252 +473,6 @@ def _falls_pinned(seen: Observation, repair: Repair) -> bool:
 
 def _ends_of(records: Sequence, seen: Observation) -> list[torch.Tensor]:
     return [v.detach().clone() for v in seen.tensors]
-
-
-# -- chance ----------------------------------------------------------------------------
-
-
-def _noise(seen: Observation) -> Iterator[Finding]:
-    """Give whether one draw's gradient says little about the mean gradient."""
-    if not seen.is_random or seen.learns:
-        return
-    least = 0.01 * max(abs(seen.progress[0]), 1e-12)
-    gradients: list[torch.Tensor] = []
-    for count in (DRAWS_FIRST, DRAWS_MORE):
-        if gradients and seen.trials.steps_left < count + STEPS_ALONG:
-            break
-        gradients = _drawn(seen, count)
-        if len(gradients) < 4 or len({len(g) for g in gradients}) > 1:
-            return
-        stacked = torch.stack(gradients)
-        mean = stacked.mean(dim=0)
-        noise = float((stacked - mean).square().sum(dim=1).mean()) * len(stacked)
-        noise /= len(stacked) - 1
-        signal = max(float(mean.square().sum()) - noise / len(stacked), 0.0)
-        ratio = signal / noise if noise > 0 else math.inf
-        if ratio > 0.1:
-            return
-        gain, _ = _gain_of_mean(seen, mean)
-        if gain > least:
-            break
-    if gain <= least:
-        seen.notes.append(
-            Note(
-                "The gradient is mostly noise, and its mean leads to no lower loss.",
-                Cause.at_minimum,
-            )
-        )
-        return
-    yield Finding(
-        Cause.gradient_noise,
-        0.8,
-        (
-            Evidence(
-                "squared mean gradient over the variance of one draw",
-                ratio,
-                "above 0.1",
-            ),
-            Evidence(
-                "loss before and after the watched steps",
-                f"{seen.progress[0]:.3g} -> {seen.progress[1]:.3g}",
-                "falling",
-            ),
-            Evidence(
-                f"gain of one step along the mean of {len(gradients)} gradients",
-                gain,
-                "above 0",
-            ),
-        ),
-        (),
-        "The gradient changes from draw to draw by more than it is: the variables move "
-        "at random. Averaged over more draws it has a direction.",
-        "loader = DataLoader(data, batch_size=larger)  # or several draws a step, and "
-        "a smaller learning rate",
-    )
-
-
-def _drawn(seen: Observation, count: int) -> list[torch.Tensor]:
-    """Return the gradients of some draws at the start, each as one vector."""
-    records = seen.trials.run(
-        count, values=seen.trials.start, pinned=True, level=Level.GRADIENTS
-    )
-    return [torch.cat([g.flatten() for g in _pull(r)]) for r in records]
-
-
-def _pull(record: StepRecord) -> list[torch.Tensor]:
-    """Return a step's gradients; where it has none, its change turned around."""
-    fresh = record.fresh()
-    if all(g is None for g in fresh):
-        return [
-            a.double() - b.double()
-            for a, b in zip(record.before, record.after, strict=True)
-        ]
-    return [
-        torch.zeros_like(a, dtype=torch.float64) if g is None else g.double()
-        for g, a in zip(fresh, record.before, strict=True)
-    ]
-
-
-def _gain_of_mean(seen: Observation, mean: torch.Tensor) -> tuple[float, float]:
-    """Return the most that is won along the mean gradient, and after how long a step.
-
-    It is won in the reader's metric, if there is one, and else in the mean loss.
-    """
-    sizes = [s.numel() for s in seen.trials.start]
-    if sum(sizes) != len(mean):
-        return 0.0, 0.0
-    parts = [
-        -m.reshape(s.shape)
-        for m, s in zip(mean.split(sizes), seen.trials.start, strict=True)
-    ]
-    length = max(norm(seen.first_update), 1e-12) / max(float(mean.norm()), 1e-300)
-    lengths = [c * length for c in (0.1, 0.3, 1.0, 3.0, 10.0)]
-    if seen.metric is not None:
-        start, gains = seen.metric_change[0], {}
-        for c in lengths:
-            seen.trials.snapshot.restore()
-            seen.trials.write(seen.trials.moved(parts, c))
-            gains[c] = (seen.measure_metric() - start) / max(abs(start), 1e-12)
-        best = max(gains, key=gains.get)
-        return gains[best] * max(abs(seen.progress[0]), 1e-12), best
-    found = seen.along(parts, lengths)
-    best = min(found, key=found.get)
-    return seen.progress[0] - found[best], best
-
-
-# -- jumps -----------------------------------------------------------------------------
-
-
-def _jumps(seen: Observation) -> Iterator[Finding]:
-    """Give jumps of the loss of which its gradient does not know."""
-    steps = [p.name for p in seen.passages if p.name in STEP_FUNCTIONS]
-    if seen.is_random or not seen.gradient_norm or seen.fall > 0.1:
-        return
-    suspects = [(record, 1.0) for record in _suspects(seen)]
-    if steps and not seen.learns:
-        suspects += [(seen.records[0], FAR_JUMP)]
-    for record, reach in suspects:
-        found = _jump_in(seen, record, bool(steps), reach)
-        if found is None:
-            continue
-        distance, change, predicted = found
-        where = ()
-        if steps:
-            where = (Evidence("call on the way whose value jumps", steps[0], "none"),)
-        yield Finding(
-            Cause.discontinuous_loss,
-            0.85,
-            (
-                Evidence(
-                    f"change of the loss over {distance:g} of an update",
-                    change,
-                    f"{predicted:.2g}, by the gradient",
-                ),
-                *where,
-            ),
-            (),
-            "The loss jumps on the way of the updates. The gradient is that of the "
-            "pieces between the jumps, and leads across them.",
-            "weight = torch.sigmoid((x - threshold) / temperature)  # instead of x > "
-            "threshold",
-        )
-        return
-
-
-def _slope(record: StepRecord) -> float:
-    """Return the change of the loss that the gradient predicts for a step."""
-    total = 0.0
-    for gradient, a, b in zip(record.fresh(), record.before, record.after, strict=True):
-        if gradient is not None:
-            total += float((gradient.double() * (b.double() - a.double())).sum())
-    return total
-
-
-def _suspects(seen: Observation) -> list[StepRecord]:
-    """Return the first step, and that whose loss rises most above its prediction."""
-    records = [r for r in seen.records if r.after and math.isfinite(r.loss)]
-    pairs = list(itertools.pairwise(records))
-    above = [b.loss - a.loss - _slope(a) for a, b in pairs]
-    if not above:
-        return records[:1]
-    worst = pairs[above.index(max(above))][0]
-    return [records[0]] + ([worst] if worst is not records[0] else [])
-
-
-def _jump_in(
-    seen: Observation, record: StepRecord, has_steps: bool, reach: float
-) -> tuple[float, float, float] | None:
-    """Return where in a step the loss leaves its tangent, its change and the tangent's.
-
-    The step is made ``reach`` times as long, for jumps that lie further ahead.
-
-    A smooth loss leaves its tangent with the square of the distance; one that jumps
-    leaves it at once, or in one place.
-    """
-    slope = reach * _slope(record)
-    base = record.before
-    change = [
-        reach * (b.double() - a.double())
-        for a, b in zip(base, record.after, strict=True)
-    ]
-    if not slope < 0 or not norm(change) or not math.isfinite(norm(change)):
-        return None
-
-    def loss_at(share: float) -> float:
-        values = [
-            (a.double() + share * d).to(a.dtype)
-            for a, d in zip(base, change, strict=True)
-        ]
-        return seen.trials.loss_at(values)
-
-    start = loss_at(0.0)
-    scale = max(abs(start), 1e-12)
-    ahead = {share: loss_at(share) - start for share in (0.03, 0.1, 0.3, 1.0)}
-    off = {
-        share: d
-        for share, d in ahead.items()
-        if abs(d - share * slope) > max(0.5 * share * abs(slope), 1e-5 * scale)
-    }
-    rises = any(d > 0 for d in ahead.values())
-    if not rises:
-        return None
-    if has_steps and reach == 1.0 and sum(share < 1 for share in off) >= 2:
-        farthest = max(off, key=lambda share: abs(off[share]))
-        return farthest, off[farthest], farthest * slope
-    # A call with steps is known: many small jumps count as well as a large one.
-    small_ones = has_steps and (reach > 1.0 or not seen.learns)
-    least = 0.05 * abs(slope) if small_ones else None
-    jump = _largest_jump(loss_at, start, least)
-    return None if jump is None else (reach, jump, slope)
-
-
-def _largest_jump(
-    loss_at: Callable[[float], float], start: float, least: float | None
-) -> float | None:
-    """Halve an interval toward its larger change; return a change that stays.
-
-    It must stand out from the others and hold most of what the interval changes; or,
-    where jumps are expected, be at least ``least``.
-    """
-    at = {0.0: start} | {0.25 * k: loss_at(0.25 * k) for k in range(1, 9)}
-    points = sorted(at)
-    pairs = list(itertools.pairwise(points))
-    changes = sorted(abs(at[b] - at[a]) for a, b in pairs)
-    low, high = max(pairs, key=lambda p: abs(at[p[1]] - at[p[0]]))
-    first = abs(at[high] - at[low])
-    stands_out = first >= 4 * changes[len(changes) // 2]
-    if not math.isfinite(first) or (least is None and not stands_out):
-        return None
-    for _ in range(8):
-        middle = (low + high) / 2
-        at[middle] = loss_at(middle)
-        if abs(at[middle] - at[low]) > abs(at[high] - at[middle]):
-            high = middle
-        else:
-            low = middle
-    jump = abs(at[high] - at[low])
-    enough = 0.5 * first if least is None else least
-    return jump if jump > max(enough, 1e-3 * max(abs(start), 1e-12)) else None
 
 
 _RULES: tuple[Callable[[Observation], Iterator[Finding]], ...] = (

@@ -65,6 +65,30 @@ class ScaledUpdate(Repair):
                     variable.data.copy_(a.double() + change)
 
 
+class ScaledLoss(Repair):
+    """Multiplies what each walk back starts from; gradients come out as much larger."""
+
+    level = Level.GRADIENTS
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __enter__(self) -> "ScaledLoss":
+        self._engine = torch.autograd._engine_run_backward
+        torch.autograd._engine_run_backward = self._scaled
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Put the walk back as it was."""
+        torch.autograd._engine_run_backward = self._engine
+
+    def _scaled(self, outputs: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
+        scaled = tuple(
+            None if g is None else g * self.factor for g in tensors_in(grads)
+        )
+        return self._engine(outputs, scaled, *args, **kwargs)
+
+
 class RightUpdate(Repair):
     """Gives each variable the update that its own fresh gradient asks for.
 
@@ -99,6 +123,7 @@ class RightUpdate(Repair):
         self.like, self.rate = like, rate
         self.in_float64, self.weight_decay = in_float64, weight_decay
         self.loss_scale = loss_scale
+        self._scaling = ScaledLoss(loss_scale)
 
     def __enter__(self) -> "RightUpdate":
         dtype = torch.float64 if self.in_float64 else None
@@ -109,29 +134,19 @@ class RightUpdate(Repair):
         self._optimizer = _optimizer_like(
             self.like, self._own, self.rate, self.weight_decay
         )
-        self._engine = torch.autograd._engine_run_backward
         self._require = [self.variables[i].requires_grad for i in self.which]
         for i in self.which:
             if self.variables[i].is_leaf:
                 self.variables[i].requires_grad_(True)
-        if self.loss_scale != 1.0:
-            torch.autograd._engine_run_backward = self._scaled_engine
+        self._scaling.__enter__()
         return self
 
     def __exit__(self, *_: Any) -> None:
         """Put the backward walk and ``requires_grad`` back."""
-        torch.autograd._engine_run_backward = self._engine
+        self._scaling.__exit__()
         for i, required in zip(self.which, self._require, strict=True):
             if self.variables[i].is_leaf and not required:
                 self.variables[i].requires_grad_(False)
-
-    def _scaled_engine(
-        self, outputs: Any, grads: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        scaled = tuple(
-            None if g is None else g * self.loss_scale for g in tensors_in(grads)
-        )
-        return self._engine(outputs, scaled, *args, **kwargs)
 
     def after_step(self, record: StepRecord) -> None:
         """Take the reader's update back and make the right one."""

@@ -11,11 +11,20 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.flow import Term
-from shared.diagnose.inputs import saturates_by_scale
+from shared.diagnose.inputs import base_loss, saturates_by_scale
 from shared.diagnose.observation import Observation, helps, norm
 from shared.diagnose.repairs import Repair, RightUpdate
 from shared.diagnose.report import Evidence, Finding
 from shared.diagnose.watch import Level, StepRecord
+
+FEWEST_LAYERS = 5
+"""From how many layers on a gradient may fade, and not end in one of them."""
+
+MANY_CALLS = 30
+"""From how many calls on a computation without layers is as deep as a network."""
+
+MANY_STEPS = 60
+"""Steps after which a penalty that dominates has emptied the variables."""
 
 
 def structure(seen: Observation) -> Iterator[Finding]:
@@ -180,7 +189,7 @@ def _loses(passage: object) -> float:
 def _vanishing(seen: Observation) -> Iterator[Finding]:
     """Give a gradient that falls by a factor per layer, over many layers."""
     sizes = _sizes_by_depth(seen)
-    if len(sizes) < 5 or max(sizes) <= 0:
+    if len(sizes) < FEWEST_LAYERS or max(sizes) <= 0:
         return
     if sizes[0] == 0 and min(s for s in sizes if s > 0) > 1e-30:
         return  # it ends in one place, and does not fade
@@ -220,9 +229,11 @@ def _sizes_by_depth(seen: Observation) -> list[float]:
     for passage in ways[0].passages:
         if passage.facts.get("kind") == "recurrence":
             return passage.facts["sizes"]
-    layers = [p for p in ways[0].passages if p.name in _DEEP]
-    sizes = [p.gradient_out for p in layers if p.gradient_out is not None]
-    return [s for s in sizes if math.isfinite(s)]
+    passages = [p for p in ways[0].passages if p.gradient_out is not None]
+    layers = [p for p in passages if p.name in _DEEP]
+    if len(layers) < FEWEST_LAYERS and len(passages) >= MANY_CALLS and not seen.learns:
+        layers = passages  # no layers: a long computation, such as a simulation
+    return [p.gradient_out for p in layers if math.isfinite(p.gradient_out)]
 
 
 _DEEP = frozenset(
@@ -254,6 +265,9 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
         return
     if seen.gradient_is_zero and all(_all_rows_equal(t) for t in seen.trials.start):
         return  # it is the variables that coincide
+    if _fed_one_row(seen):
+        yield _collapse()
+        return
     shares = []
     for record in seen.records[:3]:
         varied = any(target.unique().numel() > 1 for _, target in record.pairs)
@@ -268,6 +282,21 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
     if not shares or not all(shares):
         return
     yield _collapse()
+
+
+def _fed_one_row(seen: Observation) -> bool:
+    """Whether the module is given one and the same row again and again, as data.
+
+    Noise inside of it may make its outputs differ; from the input they do not.
+    """
+    fed = [m for r in seen.detailed for m in r.modules if m.module is seen.module]
+    targets = [[y for _, y in r.pairs if len(y.unique()) > 1] for r in seen.detailed]
+    if not fed or not all(targets):
+        return False
+    if seen.learns and seen.progress[1] < 0.9 * base_loss(targets[-1][-1]):
+        return False
+    rows = [t for m in fed for t in m.inputs if t.dim() and len(t) >= 4]
+    return bool(rows) and all(map(_all_rows_equal, rows))
 
 
 def _collapsed_pairs(seen: Observation) -> Iterator[Finding]:
@@ -318,9 +347,11 @@ def _penalty(seen: Observation) -> Iterator[Finding]:
         return
     ends = seen.trials.run(1, Level.EVERYTHING, values=seen.end)
     after = _data_term(ends[0])
-    if after is None or after[0] < before[0] - 0.3 * abs(before[0]):
+    if after is None:
         return
-    if after[0] < before[0] - 0.1 * abs(before[0]) and not _rests(seen, after, sizes):
+    gained = (before[0] - after[0]) / max(abs(before[0]), 1e-12)
+    falls_on = gained > 0.3 or (gained > 0.1 and not _rests(seen, after, sizes))
+    if falls_on and not _empties(seen, sizes[0]):
         return
     yield Finding(
         Cause.weight_decay_dominates,
@@ -352,6 +383,28 @@ def _rests(
     middle = _data_term(records[0])
     gone = sizes[1] < 0.3 * sizes[0]
     return gone and middle is not None and after[0] > 0.99 * middle[0]
+
+
+def _empties(seen: Observation, size: float) -> bool:
+    """Whether many steps end with all variables small, and the data no better for it.
+
+    Variables drawn too large make a loss that falls at first while they shrink.
+    """
+    if seen.is_random or seen.trials.steps_left < MANY_STEPS + 2:
+        return False
+    seen.trials.run(MANY_STEPS)
+    ends = [tensor.detach().clone() for tensor in seen.tensors]
+    if not norm(ends) < 0.3 * size:
+        return False
+    nothing = [torch.zeros_like(end) for end in ends]
+    terms = [
+        _data_term(seen.trials.run(1, Level.EVERYTHING, values=values)[0])
+        for values in (ends, nothing)
+    ]
+    if None in terms:
+        return False
+    at_end, at_zero = (term[0] for term in terms)
+    return at_end > 0.9 * at_zero
 
 
 def _data_term(record: StepRecord) -> tuple[float, float, float] | None:

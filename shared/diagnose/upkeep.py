@@ -8,7 +8,7 @@ from shared.diagnose.causes import Cause
 from shared.diagnose.observation import Observation, helps
 from shared.diagnose.repairs import RightUpdate
 from shared.diagnose.report import Evidence, Finding
-from shared.diagnose.watch import UpdateCall
+from shared.diagnose.watch import UpdateCall, is_something
 
 
 def rate_ends(seen: Observation) -> Iterator[Finding]:
@@ -90,7 +90,7 @@ def _piles_up(seen: Observation, i: int) -> bool:
                     kept += since_update is True
                     since_update = None
                 continue
-            if call.asked or call.fresh[i] is None:
+            if call.asked or not is_something(call.fresh[i]):
                 continue
             since_update = call.left_over[i] and since_update is not False
         own_update = not seen.optimizers and record.after

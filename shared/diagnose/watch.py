@@ -119,6 +119,8 @@ class StepRecord:
     """The way to the returned loss, where no backward call was examined."""
     gradient_copied: int = 0
     """Variables (bits) from whose gradient the step computed new tensors itself."""
+    gradient_handed: int = 0
+    """Variables (bits) whose ``.grad`` the step's own code sets."""
     gradient_edits: list[str] = dataclasses.field(default_factory=list)
     """Calls by which the step's own code changed gradients in place."""
     largest_addition: float = 0.0
@@ -220,6 +222,7 @@ class StepWatch:
         self._depth = 0
         self._looking = False  # whether a backward call is the watch's own
         self._others: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._reached: set[int] | None = None  # by the graphs looked at so far
 
     def run(self, level: Level) -> StepRecord:
         """Run the step once. An exception is recorded, not raised."""
@@ -261,6 +264,7 @@ class StepWatch:
                     record.gradient_copied |= call.from_variables or 1
             record.gradient_edits = list(self._recorder.gradient_edits)
             record.written = self._recorder.written
+            record.gradient_handed = self._recorder.handed
             record.largest_addition = self._recorder.largest_addition()
             inputs = [t for call in record.modules for t in call.inputs]
             record.pairs = self._recorder.pairs(inputs)
@@ -407,9 +411,9 @@ class StepWatch:
                     copy = None
             call.fresh[i] = copy
 
-    @staticmethod
-    def _in_graph(call: BackwardCall, i: int) -> bool:
-        return call.way is None or i in call.way.reached_by_graph
+    def _in_graph(self, call: BackwardCall, i: int) -> bool:
+        reached = self._reached if call.way is None else call.way.reached_by_graph
+        return reached is None or i in reached
 
     def _examine(self, roots: Sequence[torch.Tensor], call: BackwardCall) -> None:
         examined = len(self._record.ways)
@@ -417,6 +421,7 @@ class StepWatch:
             return
         with self._own_look():
             call.way = self._recorder.examine(roots[0])
+            self._reached = (self._reached or set()) | call.way.reached_by_graph
             call.in_half |= any(
                 tensor.dtype == torch.float16
                 for one in self._recorder.calls

@@ -50,7 +50,8 @@ def _broken_link(seen: Observation, i: int) -> Cause | None:
         by_hand = not seen.backwards and any(r.written for r in seen.detailed)
         return None if by_hand else Cause.frozen_parameters
     if not seen.in_graph[i]:
-        return Cause.graph_detached
+        handed = any(r.gradient_handed >> i & 1 for r in seen.detailed)
+        return None if handed else Cause.graph_detached
     if not seen.fresh_largest[i] > 0:
         hooked = any(way.at_variables.get(i, 0.0) > 0 for way in seen.ways)
         if hooked and seen.fresh_largest[i] == 0 and tensor._backward_hooks:
