@@ -83,10 +83,13 @@ def _unnormalised(largest: float, small_columns: float, proof: Proof | None) -> 
 
 def _learns_now(proof: Proof | None) -> bool:
     """Whether standardizing leaves clearly less of the loss."""
-    if proof is None or not helps(proof, 0.02):
+    if proof is None:
         return False
     ends = proof.without[-1], proof.with_repair[-1]
-    return not math.isfinite(ends[0]) or ends[1] < 0.7 * ends[0]
+    if not math.isfinite(ends[0]):
+        return helps(proof)
+    # From a start that is far off, both losses are small beside the first one.
+    return ends[1] < (0.7 if helps(proof, 0.02) else 0.1) * ends[0]
 
 
 def _learns_relatively(proof: Proof | None) -> bool:

@@ -330,7 +330,7 @@ class Observation:
         The step may train more than the variables; then only these losses tell.
         """
         quarter = len(self.losses) // 4
-        if quarter < 3 or self.metric is not None:
+        if quarter < 3 or self.metric is not None or self.fall < -1:
             return False
         first, last = self.losses[:quarter], self.losses[-quarter:]
         if not all(map(math.isfinite, (*first, *last))):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from shared.diagnose.causes import Cause
+from shared.diagnose.curvature import curvature
 from shared.diagnose.flow import Term
 from shared.diagnose.inputs import base_loss, saturates_by_scale
 from shared.diagnose.observation import Observation, helps, norm
@@ -263,8 +264,11 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
     if seen.module is None:
         yield from _collapsed_pairs(seen)
         return
-    if seen.gradient_is_zero and all(_all_rows_equal(t) for t in seen.trials.start):
-        return  # it is the variables that coincide
+    if seen.gradient_is_zero and (
+        all(_all_rows_equal(t) for t in seen.trials.start)
+        or curvature(seen).gain > 1e-5 * seen.loss_scale
+    ):
+        return  # it is the variables that coincide, or a point next to lower ones
     if _fed_one_row(seen):
         yield _collapse()
         return

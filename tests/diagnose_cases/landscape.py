@@ -800,3 +800,47 @@ def recipe_of_one_pure_pigment(repaired: bool, seed: int) -> Program:
         return loss.item()
 
     return Program(step, [scores], optimizer, objective=mismatch)
+
+
+@case(Cause.dead_relu, "input")
+def factors_of_logarithms_through_relu(repaired: bool, seed: int) -> Program:
+    """Keep two factors positive by ReLU; they start as logarithms, below zero."""
+    torch.manual_seed(seed)
+    spectra = torch.rand(30, 3) @ torch.rand(3, 50)
+    starts = [0.1 + 0.5 * torch.rand(30, 3), 0.1 + 0.5 * torch.rand(3, 50)]
+    factors = [nn.Parameter(f if repaired else f.log()) for f in starts]
+    optimizer = torch.optim.Adagrad(factors, lr=0.05)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        left, right = map(torch.relu, factors)
+        loss = F.mse_loss(left @ right, spectra)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, factors, optimizer)
+
+
+@case(Cause.vanishing_gradient, "input")
+def throw_through_a_thick_medium(repaired: bool, seed: int) -> Program:
+    """Aim a throw whose speed is damped away long before its end is compared."""
+    torch.manual_seed(seed)
+    drag = 0.3 if repaired else 15.0
+    goal = torch.tensor([1.0, -0.5])
+    throw = torch.randn(2).requires_grad_()
+    optimizer = torch.optim.SGD([throw], lr=1.5)
+
+    def objective(speed: Tensor) -> Tensor:
+        for _ in range(60):
+            speed = speed - 0.05 * drag * speed
+        return (speed - goal).square().sum()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(throw)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, throw, optimizer, objective=objective)

@@ -1,4 +1,4 @@
-"""Digits and small networks that many cases are made of."""
+"""Data and small networks that many cases are made of."""
 
 import functools
 import itertools
@@ -55,3 +55,26 @@ def least_likely(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
     """Return the class that the model gives to the image last, as a batch of one."""
     with torch.no_grad():
         return model(image.reshape(1, 64)).argmin(dim=1)
+
+
+def blobs(
+    seed: int, n: int = 120, features: int = 6, classes: int = 3
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return standardized rows around a center for each class, and their classes."""
+    g = torch.Generator().manual_seed(seed)
+    centers = 1.5 * torch.randn(classes, features, generator=g)
+    y = torch.randint(0, classes, (n,), generator=g)
+    x = centers[y] + 0.8 * torch.randn(n, features, generator=g)
+    return (x - x.mean(0)) / x.std(0), y
+
+
+def line(
+    seed: int, n: int = 128, features: int = 5
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random rows, and a nearly linear function of them, shape (n,)."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, features, generator=g)
+    w = torch.randn(features, generator=g)
+    w = 1.5 * w / w.norm()
+    y = x @ w + 0.3 * torch.sin(3 * x[:, 0]) + 0.05 * torch.randn(n, generator=g)
+    return x, y

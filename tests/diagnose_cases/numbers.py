@@ -566,3 +566,33 @@ def dreaming_for_a_silent_unit(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, picture, optimizer, objective=objective)
+
+
+@case(Cause.fp16_underflow, "training")
+def weighted_survey_in_half_copies(repaired: bool, seed: int) -> Program:
+    """Compute in float16 copies of float32 weights, with a loss of a millionth."""
+    torch.manual_seed(seed)
+    x = torch.randn(200, 10)
+    y = (x[:, :3].sum(1) + 0.5 * x[:, 3] * x[:, 4] > 0).long()
+    share = (0.5 + torch.rand(200)) / 4e7
+    master, worker = (
+        nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 2)) for _ in range(2)
+    )
+    worker.half()
+    scale = 2.0**24 if repaired else 1.0
+    optimizer = torch.optim.Adam(master.parameters(), lr=5e-3, eps=1e-16)
+
+    def step() -> float:
+        with torch.no_grad():
+            for copy, own in zip(worker.parameters(), master.parameters(), strict=True):
+                copy.copy_(own)
+        worker.zero_grad()
+        losses = F.cross_entropy(worker(x.half()).float(), y, reduction="none")
+        loss = (share * losses).sum()
+        (scale * loss).backward()
+        for copy, own in zip(worker.parameters(), master.parameters(), strict=True):
+            own.grad = copy.grad.float() / scale
+        optimizer.step()
+        return loss.item()
+
+    return Program(step, master, optimizer)

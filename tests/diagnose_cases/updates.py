@@ -618,3 +618,39 @@ def loss_divided_and_never_multiplied(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, model, optimizer)
+
+
+@case(Cause.lr_too_large, "training")
+def strokes_with_rmsprop_at_one(repaired: bool, seed: int) -> Program:
+    """Train a small CNN on random batches with RMSprop at a rate of 1."""
+    torch.manual_seed(seed)
+    y = torch.arange(96) % 3
+    x = 0.2 * torch.randn(96, 1, 12, 12)
+    for picture, kind in zip(x[:, 0], y, strict=True):
+        at = int(torch.randint(2, 10, ()))
+        stroke = (picture[at], picture[:, at], picture.diagonal())[int(kind)]
+        stroke += 1
+    # Some were noted down carelessly: no network gets all of them right.
+    y = torch.where(torch.rand(96) < 0.25, torch.randint(0, 3, (96,)), y)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.LeakyReLU(0.1),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3),
+        nn.LeakyReLU(0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=3e-3 if repaired else 1.0)
+    loss_fn = nn.CrossEntropyLoss()
+
+    def step() -> torch.Tensor:
+        batch = torch.randperm(96)[:48]
+        loss = loss_fn(model(x[batch]), y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn, (x, y))
