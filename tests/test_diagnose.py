@@ -38,7 +38,6 @@ MOST_ALARMS = 0
 
 KNOWN_MISSES: dict[str, str] = {
     "gradient_from_one_random_direction": "a note, at_minimum: no lower mean loss",
-    "spot_drawn_far_from_the_target": "a note, at_minimum: no probe reaches the target",
 }
 """Faulty cases whose cause is not the first named, and what is said instead."""
 

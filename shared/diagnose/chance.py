@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -119,6 +120,10 @@ def _loss_of_all(seen: Observation) -> torch.Tensor:
         return seen.loss_fn(seen.module(x), y)
 
 
+def _loss_value_of_all(seen: Observation) -> float:
+    return float(_loss_of_all(seen).detach())
+
+
 def _gradient_of_all(seen: Observation) -> torch.Tensor | None:
     """Return the gradient of the whole named batch, if each step draws from it.
 
@@ -170,8 +175,9 @@ def _gain_along(seen: Observation, mean: torch.Tensor, whole: bool) -> float:
         return (best - start) / max(abs(start), 1e-12) * abs(seen.progress[0])
     if whole:
         moves = [0.0, *lengths]
-        start, *after = _after_moves(seen, parts, moves, lambda: _loss_of_all(seen))
-        return float(start) - min(map(float, after))
+        measure = partial(_loss_value_of_all, seen)
+        start, *after = _after_moves(seen, parts, moves, measure)
+        return start - min(after)
     return seen.progress[0] - min(seen.along(parts, lengths).values())
 
 
@@ -179,12 +185,12 @@ def _after_moves(
     seen: Observation,
     parts: Sequence[torch.Tensor],
     lengths: Sequence[float],
-    measure: Callable[[], float | torch.Tensor],
+    measure: Callable[[], float],
 ) -> list[float]:
     """Return what is measured after each of some moves from the start."""
     found = []
     for length in lengths:
         seen.trials.snapshot.restore()
         seen.trials.write(seen.trials.moved(parts, length))
-        found.append(float(measure()))
+        found.append(measure())
     return found

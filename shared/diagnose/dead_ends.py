@@ -119,6 +119,7 @@ def _ends_finite(passage: Passage) -> bool:
 def precision(seen: Observation) -> Iterator[Finding]:
     """Give updates that round away, and gradients that half precision loses."""
     yield from _lost_difference(seen)
+    yield from _rounds_by_hand(seen)
     yield from _rounds_away(seen)
     yield from _underflows(seen)
 
@@ -147,6 +148,32 @@ def _lost_difference(seen: Observation) -> Iterator[Finding]:
         "The step adds a number to the variable and gets the variable back: the number "
         "is under half a spacing of the format, so the sum rounds to what was there.",
         "epsilon = torch.finfo(x.dtype).eps ** (1 / 3) * x.abs()  # or x.double()",
+    )
+
+
+def _rounds_by_hand(seen: Observation) -> Iterator[Finding]:
+    """Give updates that the step itself puts on a grid, back to where they began."""
+    late = [r for r in seen.records[len(seen.records) // 2 :] if r.after]
+    if not any(r.update_rounded for r in seen.detailed) or not late:
+        return
+    largest = max(
+        (float(g.abs().max()) for g in late[-1].fresh() if g is not None), default=0.0
+    )
+    if any(any(r.moved()) for r in late) or not largest > 0:
+        return
+    yield Finding(
+        Cause.update_below_precision,
+        0.95,
+        (
+            Evidence("largest gradient entry", largest, "above 0"),
+            Evidence("entries that changed in the last watched steps", 0, "all"),
+            Evidence("the update is rounded before it is written", "yes", "no"),
+        ),
+        (),
+        "The step rounds what it writes to the variables, and every update is smaller "
+        "than half a step of that grid: it rounds to what was there, again and again.",
+        "wanted = x - learning_rate * x.grad + rest  # keep what rounding leaves\n"
+        "x.copy_(snap(wanted))\nrest = wanted - x",
     )
 
 

@@ -311,7 +311,7 @@ class Observation:
                 return True
         if self._returned_losses_fall():
             return True
-        if not self.fall > 0.03:
+        if not self.fall > (0.2 if self._overshot else 0.03):
             return False
         if self.is_random and self.metric_change is not None:
             before, after = self.metric_change
@@ -323,6 +323,11 @@ class Observation:
         mean = sum(falls) / len(falls)
         spread = math.sqrt(sum((f - mean) ** 2 for f in falls) / (len(falls) - 1))
         return mean > 2 * spread / math.sqrt(len(falls))
+
+    @property
+    def _overshot(self) -> bool:
+        """Whether the loss first rose to more than twice what it was."""
+        return not self.is_random and max(self.losses) > 2 * abs(self.losses[0])
 
     def _returned_losses_fall(self) -> bool:
         """Whether the returned losses fall by more than they scatter.

@@ -34,7 +34,8 @@ from shared.diagnose.repairs import (
     ScaledUpdate,
 )
 from shared.diagnose.report import Evidence, Finding, Note
-from shared.diagnose.structure import structure
+from shared.diagnose.structure import structure, vanishing_in_time
+from shared.diagnose.trials import OutOfBudget
 from shared.diagnose.watch import Level
 
 DISTANCES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3)
@@ -52,6 +53,19 @@ FARTHEST = 1e9
 
 def progress(seen: Observation) -> Iterator[Finding]:
     """Give why the loss does not fall, if it does not."""
+    try:
+        found = list(_progress(seen))
+    except OutOfBudget:
+        found = []
+        seen.skipped.append("probes of the landscape (no steps left)")
+    if not found:
+        found = list(vanishing_in_time(seen))
+        if found:  # what looks like a minimum is all that the last inputs give
+            seen.notes[:] = [n for n in seen.notes if n.cause != Cause.at_minimum]
+    yield from found
+
+
+def _progress(seen: Observation) -> Iterator[Finding]:
     if seen.fall < -MUCH_WORSE:
         found = list(_scale(seen))
         yield from found

@@ -190,32 +190,62 @@ def _loses(passage: object) -> float:
 def _vanishing(seen: Observation) -> Iterator[Finding]:
     """Give a gradient that falls by a factor per layer, over many layers."""
     sizes = _sizes_by_depth(seen)
-    if len(sizes) < FEWEST_LAYERS or max(sizes) <= 0:
+    ratio = _fades(sizes)
+    if ratio is None or (seen.learns and ratio > 1e-5 and seen.fall > 0.2):
         return
+    yield _vanished("layer", len(sizes), ratio)
+
+
+def vanishing_in_time(seen: Observation) -> Iterator[Finding]:
+    """Give a gradient that falls by a factor per step of a recurrent layer.
+
+    All steps share their weights, which learn from the last ones in any case. It is a
+    fault only where nothing at all is learned, and nothing else keeps it from that.
+    """
+    passages = seen.detailed[-1].passages if seen.detailed else []
+    recurrent = [p for p in passages if p.facts.get("kind") == "recurrence"]
+    if seen.learns or not recurrent:
+        return
+    sizes = recurrent[0].facts["sizes"]
+    ratio = _fades(sizes)
+    if ratio is None or not _knows_nothing(seen):
+        return
+    yield _vanished("time step", len(sizes), ratio)
+
+
+def _knows_nothing(seen: Observation) -> bool:
+    """Whether the loss is about that of an answer that does not look at the inputs."""
+    pairs = [y for _, y in seen.detailed[-1].pairs]
+    return bool(pairs) and seen.progress[1] > 0.8 * base_loss(pairs[-1])
+
+
+def _fades(sizes: Sequence[float]) -> float | None:
+    """Return first over largest, if gradients fade gradually to next to nothing."""
+    if len(sizes) < FEWEST_LAYERS or max(sizes) <= 0:
+        return None
     if sizes[0] == 0 and min(s for s in sizes if s > 0) > 1e-30:
-        return  # it ends in one place, and does not fade
+        return None  # it ends in one place, and does not fade
     ratio = sizes[0] / max(sizes)
     drops = [a / b for a, b in itertools.pairwise(sizes) if b > 0]
-    sudden = min(drops) < math.sqrt(ratio) if ratio > 0 else min(drops) == 0 < ratio
-    if not ratio < 1e-4 or (sudden and ratio > 0):
-        return
-    if seen.learns and ratio > 1e-5 and seen.fall > 0.2:
-        return
-    per_layer = ratio ** (1 / (len(sizes) - 1)) if ratio > 0 else 0.0
-    yield Finding(
+    sudden = min(drops) < math.sqrt(ratio)
+    return ratio if ratio < 1e-4 and not sudden else None
+
+
+def _vanished(link: str, count: int, ratio: float) -> Finding:
+    return Finding(
         Cause.vanishing_gradient,
         0.9,
         (
             Evidence(
-                "gradient at the first layer over that at the last",
+                f"gradient at the first {link} over that at the last",
                 ratio,
                 "above 0.001",
             ),
-            Evidence("factor per layer", per_layer, "about 1"),
-            Evidence("layers", len(sizes), "-"),
+            Evidence(f"factor per {link}", ratio ** (1 / (count - 1)), "about 1"),
+            Evidence(f"{link}s", count, "-"),
         ),
         (),
-        "Each layer multiplies the gradient by a small factor on its way back. After "
+        f"Each {link} multiplies the gradient by a small factor on its way back. After "
         "all of them next to nothing is left for the first ones.",
         "y = x + layer(x)  # residual connections; ReLU with He initialization; "
         "normalization",
@@ -227,9 +257,6 @@ def _sizes_by_depth(seen: Observation) -> list[float]:
     ways = seen.detailed[-1].ways if seen.detailed else []
     if not ways:
         return []
-    for passage in ways[0].passages:
-        if passage.facts.get("kind") == "recurrence":
-            return passage.facts["sizes"]
     passages = [p for p in ways[0].passages if p.gradient_out is not None]
     layers = [p for p in passages if p.name in _DEEP]
     if len(layers) < FEWEST_LAYERS and len(passages) >= MANY_CALLS and not seen.learns:

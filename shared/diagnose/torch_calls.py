@@ -72,6 +72,12 @@ STEP_FUNCTIONS = frozenset(
 )
 """Calls whose value changes in steps, or whose result cannot carry a gradient."""
 
+ROUNDINGS = frozenset(
+    "round floor ceil trunc round_ floor_ ceil_ trunc_ long int short byte "
+    "quantize_per_tensor".split()
+)
+"""Those of them that put a number on a grid."""
+
 CUTS = frozenset(
     ["detach", "detach_", "data", "tensor", "as_tensor", "new_tensor", "from_numpy"]
 )

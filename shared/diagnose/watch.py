@@ -24,7 +24,7 @@ from torch.optim.optimizer import (
 
 from shared.diagnose.copies import Copies
 from shared.diagnose.flow import LARGE, FlowRecorder, Passage, Way
-from shared.diagnose.torch_calls import all_zero, in_vmap, tensors_in
+from shared.diagnose.torch_calls import ROUNDINGS, all_zero, in_vmap, tensors_in
 
 ENTRIES_KEPT = 25_000
 """How many entries are kept of each variable where all are too large to be copied."""
@@ -123,6 +123,8 @@ class StepRecord:
     """Variables (bits) whose ``.grad`` the step's own code sets."""
     gradient_edits: list[str] = dataclasses.field(default_factory=list)
     """Calls by which the step's own code changed gradients in place."""
+    update_rounded: bool = False
+    """Whether the step's own code rounds numbers that it computes from gradients."""
     largest_addition: float = 0.0
     """The largest number that the step adds to a variable in place, in spacings."""
     lost_shift: float = 0.0
@@ -262,6 +264,7 @@ class StepWatch:
             for call in self._recorder.calls:
                 if call.from_gradient:
                     record.gradient_copied |= call.from_variables or 1
+                    record.update_rounded |= call.name in ROUNDINGS
             record.gradient_edits = list(self._recorder.gradient_edits)
             record.written = self._recorder.written
             record.gradient_handed = self._recorder.handed

@@ -84,7 +84,7 @@ def _not_stepped(seen: Observation, i: int) -> Cause | None:
         return Cause.update_written_to_copy
     if any(o.param_groups for o in seen.optimizers):
         return Cause.optimizer_holds_other_tensors
-    if any(record.largest_addition for record in seen.detailed):
+    if any(r.largest_addition or r.update_rounded for r in seen.detailed):
         return None  # a question of the number format
     if any(record.written for record in seen.detailed):
         return (
