@@ -314,8 +314,7 @@ class Observation:
         if not self.fall > (0.2 if self._overshot else 0.03):
             return False
         if self.is_random and self.metric_change is not None:
-            before, after = self.metric_change
-            return after > before
+            return False  # what rose by less than this may have risen by chance
         pairs = list(zip(*self._pairs, strict=False))
         if len(pairs) < 3:
             return True

@@ -4,6 +4,7 @@ Each repair is a context manager that `Trials.run` enters around the steps. It c
 the step from outside, in the one respect that the cause names, and leaves no trace.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
@@ -176,11 +177,9 @@ def _optimizer_like(
     if like is not None and not isinstance(
         like, (torch.optim.LBFGS, torch.optim.SparseAdam)
     ):
-        settings = {
-            key: value
-            for key, value in like.param_groups[0].items()
-            if key in like.defaults and key != "initial_lr"
-        }
+        # Not all that a group holds may be asked for: AdamW sets some of it itself.
+        asked = inspect.signature(type(like)).parameters.keys() - {"params"}
+        settings = {k: v for k, v in like.param_groups[0].items() if k in asked}
         if rate is not None:
             settings["lr"] = rate
         if weight_decay is not None and "weight_decay" in settings:

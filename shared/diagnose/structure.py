@@ -24,6 +24,9 @@ FEWEST_LAYERS = 5
 MANY_CALLS = 30
 """From how many calls on a computation without layers is as deep as a network."""
 
+NEARLY_EQUAL = 1e-3
+"""Spread over size of outputs below which no gradient tells inputs apart."""
+
 MANY_STEPS = 60
 """Steps after which a penalty that dominates has emptied the variables."""
 
@@ -310,9 +313,26 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
         if not outermost:
             return
         shares.append(all(m.rows_equal for m in outermost))
-    if not shares or not all(shares):
+    if shares and all(shares):
+        yield _collapse()
+
+
+def nearly_collapsed(seen: Observation) -> Iterator[Finding]:
+    """Give outputs that are nearly equal, to the end, while nothing is learned.
+
+    It is asked last: what keeps a network from learning may keep them alike, too.
+    """
+    if seen.module is None or seen.learns or not _knows_nothing(seen):
         return
-    yield _collapse()
+    last = seen.trials.run(1, Level.EVERYTHING, values=seen.end)
+    spreads = [
+        m.spread
+        for record in (*seen.detailed, *last)
+        for m in record.modules
+        if m.rows_differ_in_input and m.rows_equal is not None
+    ]
+    if spreads and max(spreads) < NEARLY_EQUAL:
+        yield _collapse(max(spreads))
 
 
 def _fed_one_row(seen: Observation) -> bool:
@@ -347,12 +367,16 @@ def _collapsed_pairs(seen: Observation) -> Iterator[Finding]:
     yield _collapse()
 
 
-def _collapse() -> Finding:
+def _collapse(spread: float = 0.0) -> Finding:
     return Finding(
         Cause.forward_collapse,
         0.95,
         (
-            Evidence("rows of the output that differ by more than rounding", 0, "all"),
+            Evidence(
+                "spread of the outputs, from input to input, over their size",
+                spread,
+                "above 0.001",
+            ),
             Evidence("rows of the input that differ", "yes", "yes"),
         ),
         (),

@@ -73,8 +73,21 @@ STEP_FUNCTIONS = frozenset(
 """Calls whose value changes in steps, or whose result cannot carry a gradient."""
 
 ROUNDINGS = frozenset(
-    "round floor ceil trunc round_ floor_ ceil_ trunc_ long int short byte "
-    "quantize_per_tensor".split()
+    [
+        "round",
+        "floor",
+        "ceil",
+        "trunc",
+        "round_",
+        "floor_",
+        "ceil_",
+        "trunc_",
+        "long",
+        "int",
+        "short",
+        "byte",
+        "quantize_per_tensor",
+    ]
 )
 """Those of them that put a number on a grid."""
 

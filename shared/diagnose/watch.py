@@ -91,6 +91,8 @@ class ModuleCall:
     rows_differ_in_input: bool | None
     input_scale: tuple[float, float] | None = None
     """Largest root mean square of a column, and the share of columns far narrower."""
+    spread: float = math.inf
+    """How far rows of the output are from their mean, over the size of the output."""
     gradient_rows: torch.Tensor | None = None
     dropped: int = 0
     """Variables (bits) that it computes with, and hands nothing of on."""
@@ -562,6 +564,7 @@ class StepWatch:
                     inputs=inputs,
                     output=first,
                     rows_equal=_rows_equal(first),
+                    spread=_spread(first),
                     rows_differ_in_input=None
                     if data is None
                     else not _rows_equal(data),
@@ -583,6 +586,17 @@ def _column_scale(data: torch.Tensor | None) -> tuple[float, float] | None:
     spread = spread[spread > 1e-9 * columns.max()]
     small = (spread < 0.01 * spread.max()).double().mean() if len(spread) else 0.0
     return float(columns.max()), float(small)
+
+
+def _spread(values: torch.Tensor | None) -> float:
+    if values is None or values.dim() < 1 or len(values) < 4:
+        return math.inf
+    if not values.is_floating_point():
+        return math.inf
+    rows = values.detach().double().reshape(len(values), -1)
+    size = float(rows.square().mean())
+    apart = float((rows - rows.mean(dim=0)).square().mean())
+    return math.sqrt(apart / size) if size else 0.0
 
 
 def _rows_equal(values: torch.Tensor | None) -> bool | None:
