@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from shared.diagnose import Cause, Evidence, Finding, Note, Proof, Report, diagnose
 from shared.diagnose.diagnosis import StepError
+from shared.diagnose.repairs import RightUpdate
 from shared.diagnose.report import WIDTH
 from shared.diagnose.state import Snapshot
 from shared.diagnose.trials import Trials
@@ -592,6 +593,44 @@ def test_every_trial_is_given_the_same_batches() -> None:
     snapshot.close()
     # The reader's loop is handed the batches of the trials again, then the next ones.
     assert [step() for _ in range(7)] == [float(k) for k in range(7)]
+
+
+OPTIMIZERS = {
+    "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    "Adam": {"lr": 0.01, "betas": (0.8, 0.99), "weight_decay": 0.01},
+    "AdamW": {"lr": 0.01, "weight_decay": 0.5},
+    "RMSprop": {"lr": 0.01, "alpha": 0.9, "momentum": 0.5},
+    "Adagrad": {"lr": 0.1},
+    "Adadelta": {"lr": 1.0, "rho": 0.8},
+    "NAdam": {"lr": 0.01},
+    "RAdam": {"lr": 0.01},
+    "Adamax": {"lr": 0.01},
+    "Rprop": {"lr": 0.01},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_right_update_of_a_right_step_is_its_own(name: str) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 5), torch.randn(40, 1)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = getattr(torch.optim, name)(model.parameters(), **OPTIMIZERS[name])
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    variables = list(model.parameters())
+    snapshot = Snapshot([step], variables)
+    trials = Trials(step, variables, snapshot, most_steps=100)
+    plain = trials.losses(6)
+    repair = RightUpdate(variables, range(4), optimizer)
+    assert trials.losses(6, repair) == pytest.approx(plain, rel=1e-6)
+    assert plain[0] != plain[-1]
+    snapshot.close()
 
 
 @pytest.mark.parametrize("name", ["image_rebound_by_clamp", "pruning_mask_inverted"])
