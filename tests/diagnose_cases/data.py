@@ -853,3 +853,121 @@ def returns_one_at_a_time(repaired: bool, seed: int) -> Program:
         return -(model(x)[:, 0] - signal).square().mean().item()
 
     return Program(step, model, optimizer, loss_fn, (x, y), metric=metric)
+
+
+class _NextLetter(nn.Module):
+    """A small transformer that predicts the next letter at each place."""
+
+    def __init__(self, letters: int, length: int) -> None:
+        super().__init__()
+        self.letters, self.places = nn.Embedding(letters, 32), nn.Embedding(length, 32)
+        self.block = nn.TransformerEncoderLayer(
+            32, 4, 64, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.head = nn.Linear(32, letters)
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        self.register_buffer("mask", mask)
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        hidden = self.block(self.letters(text) + self.places.weight, self.mask)
+        return self.head(F.layer_norm(hidden, (32,)))
+
+
+@case(Cause.weight_decay_dominates, "training")
+def decay_divided_by_the_rate(repaired: bool, seed: int) -> Program:
+    """Hand AdamW a decay per step, which it multiplies by the rate once more."""
+    torch.manual_seed(seed)
+    text = "the cat sat on the mat and the rat ran to the hat that sat on the cart " * 6
+    letters = sorted(set(text))
+    code = torch.tensor([letters.index(letter) for letter in text])
+    windows = code.unfold(0, 17, 3)
+    x, y = windows[:, :-1], windows[:, 1:]
+    model = _NextLetter(len(letters), 16)
+    decay = 0.1 if repaired else 0.1 / 3e-3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=decay)
+
+    def loss_fn(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(scores.flatten(0, 1), target.flatten())
+
+    def step() -> torch.Tensor:
+        batch = torch.randint(0, len(x), (24,))
+        loss = loss_fn(model(x[batch]), y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return Program(step, model, optimizer, loss_fn, (x, y))
+
+
+class _Citations(nn.Module):
+    """Classifies papers by features averaged over what they cite, again and again."""
+
+    def __init__(self, walk: torch.Tensor, hops: int) -> None:
+        super().__init__()
+        self.walk, self.hops = walk, hops
+        self.first, self.last = nn.Linear(24, 32), nn.Linear(32, 3)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        hidden = F.relu(self.first(features))
+        for _ in range(self.hops):
+            hidden = self.walk @ hidden
+        return self.last(hidden)
+
+
+@case(Cause.forward_collapse, "training")
+def papers_averaged_over_many_hops(repaired: bool, seed: int) -> Program:
+    """Average features over neighbors 300 times before the papers are told apart."""
+    torch.manual_seed(seed)
+    y = torch.arange(120) % 3
+    alike = y[:, None] == y
+    cites = (torch.rand(120, 120) < torch.where(alike, 0.12, 0.02)).float().triu(1)
+    cites = cites + cites.T + torch.eye(120)
+    features = F.one_hot(y, 3).float() @ torch.randn(3, 24) / 2 + torch.randn(120, 24)
+    walk = cites / cites.sum(1, keepdim=True)
+    model = _Citations(walk, hops=2 if repaired else 300)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-3)
+    loss_fn = nn.CrossEntropyLoss()
+
+    def step() -> torch.Tensor:
+        loss = loss_fn(model(features), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn, (features, y))
+
+
+@case(Cause.gradient_noise, "training")
+def thermostat_with_one_episode_a_step(repaired: bool, seed: int) -> Program:
+    """Learn a policy from one noisy reward a step, without a baseline."""
+    torch.manual_seed(seed)
+    policy = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 5))
+    taste = torch.randn(4)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=5e-3)
+    episodes = 1024 if repaired else 1
+
+    def rooms(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = torch.randn(count, 4)
+        return seen, (seen @ taste).clamp(-1.99, 1.99).round().long() + 2
+
+    test, best_of_test = rooms(400)
+
+    def step() -> float:
+        seen, best = rooms(episodes)
+        chosen = torch.distributions.Categorical(logits=policy(seen))
+        action = chosen.sample()
+        comfort = 1.5 - (action - best).abs() + 12 * torch.randn(episodes)
+        loss = -(chosen.log_prob(action) * comfort).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def metric() -> float:
+        gap = (torch.arange(5) - best_of_test[:, None]).abs()
+        return -(policy(test).softmax(1) * gap).sum(1).mean().item()
+
+    return Program(step, policy, optimizer, metric=metric)

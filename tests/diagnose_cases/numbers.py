@@ -596,3 +596,36 @@ def weighted_survey_in_half_copies(repaired: bool, seed: int) -> Program:
         return loss.item()
 
     return Program(step, master, optimizer)
+
+
+@case(Cause.update_below_precision, "training")
+def tables_kept_on_a_grid(repaired: bool, seed: int) -> Program:
+    """Put two tables of factors back on a grid of 1/32 after each update."""
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(50, 3, generator=generator)
+    ratings = left @ torch.randn(3, 40, generator=generator) / 1.5
+    rows, columns = (torch.rand(50, 40, generator=generator) < 0.6).nonzero().T
+
+    def snap(values: Tensor) -> Tensor:
+        return torch.round(values * 32).clamp(-128, 127) / 32
+
+    tables = [
+        snap(0.5 * torch.randn(n, 6, generator=generator)).requires_grad_()
+        for n in (50, 40)
+    ]
+    rests = [torch.zeros_like(table) for table in tables]
+
+    def step() -> float:
+        predicted = (tables[0][rows] * tables[1][columns]).sum(1)
+        loss = F.mse_loss(predicted, ratings[rows, columns])
+        gradients = torch.autograd.grad(loss, tables)
+        with torch.no_grad():
+            for table, gradient, rest in zip(tables, gradients, rests, strict=True):
+                wanted = table - 0.5 * gradient
+                if repaired:
+                    wanted = wanted + rest
+                table.copy_(snap(wanted))
+                rest.copy_(wanted - table)
+        return loss.item()
+
+    return Program(step, tables)

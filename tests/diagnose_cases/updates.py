@@ -654,3 +654,72 @@ def strokes_with_rmsprop_at_one(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, model, optimizer, loss_fn, (x, y))
+
+
+class _Forecaster(nn.Module):
+    """Predicts the next value of a series from a window of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(1, 24, batch_first=True)
+        self.head = nn.Linear(24, 1)
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(windows)[0][:, -1])
+
+
+@case(Cause.step_too_small, "training")
+def forecast_clipped_to_a_tiny_norm(repaired: bool, seed: int) -> Program:
+    """Clip the gradients of an LSTM to a norm of 0.0001."""
+    torch.manual_seed(seed)
+    t = torch.arange(600).float()
+    series = torch.sin(0.262 * t) + 0.5 * torch.sin(0.898 * t + 1)
+    series = (series + 0.05 * torch.randn(600)) / series.std()
+    windows = series.unfold(0, 25, 3)
+    x, y = windows[:, :24].unsqueeze(-1), windows[:, 24:]
+    model = _Forecaster()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loss_fn = nn.MSELoss()
+
+    def step() -> torch.Tensor:
+        batch = torch.randperm(len(x))[:64]
+        loss = loss_fn(model(x[batch]), y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0 if repaired else 1e-4)
+        optimizer.step()
+        return loss.detach()
+
+    return Program(step, model, optimizer, loss_fn, (x, y))
+
+
+@case(Cause.lr_too_large, "input")
+def camera_pose_in_pixels(repaired: bool, seed: int) -> Program:
+    """Fit a camera's pose to errors in pixels, with a rate for errors of one."""
+    generator = torch.Generator().manual_seed(seed)
+    points = 2 * torch.rand(30, 3, generator=generator) - 1
+
+    def project(pose: torch.Tensor) -> torch.Tensor:
+        a, b, c = pose[:3]
+        zero = torch.zeros(())
+        rows = [zero, -c, b], [c, zero, -a], [-b, a, zero]
+        turn = torch.linalg.matrix_exp(torch.stack([torch.stack(row) for row in rows]))
+        seen = points @ turn.T + pose[3:] + torch.tensor([0.0, 0.0, 6.0])
+        return 600 * seen[:, :2] / seen[:, 2:].clamp_min(0.5)
+
+    truth = torch.tensor([0.25, -0.2, 0.3, 0.3, -0.2, 0.1])
+    photo = project(truth) + 0.5 * torch.randn(30, 2, generator=generator)
+    pose = torch.zeros(6, requires_grad=True)
+    optimizer = torch.optim.SGD([pose], lr=1e-3 if repaired else 3e-2)
+
+    def objective(candidate: torch.Tensor) -> torch.Tensor:
+        return functional.smooth_l1_loss(project(candidate), photo, beta=10.0)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = objective(pose)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, pose, optimizer, objective=objective)
