@@ -23,14 +23,18 @@ STEPS_ALONG = 30
 CLEAR = 0.1
 """Squared mean gradient over the variance of one draw, from which steps find down."""
 
+HOPELESS = 0.005
+"""The same, for steps that get somewhere after all, if by very little."""
+
 LENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Lengths of the moves along the mean gradient, in updates of the step."""
 
 
 def noise(seen: Observation) -> Iterator[Finding]:
     """Give whether one draw's gradient says little about the mean gradient."""
-    if not seen.is_random or seen.learns:
+    if not seen.is_random or (seen.learns and not seen.metric_barely_rises):
         return
+    enough = HOPELESS if seen.learns else CLEAR
     for count in (DRAWS_FIRST, DRAWS_MORE):
         if count > DRAWS_FIRST and seen.trials.steps_left < count + STEPS_ALONG:
             break
@@ -49,12 +53,14 @@ def noise(seen: Observation) -> Iterator[Finding]:
             signal = float(whole.square().sum())
             of_what, least = "the gradient of the whole batch", 0.003
         ratio = signal / variance if variance > 0 else math.inf
-        if ratio > CLEAR:
+        if ratio > enough:
             return
         gain = _gain_along(seen, mean, whole is not None)
         least *= max(abs(seen.progress[0]), 1e-12)
         if gain > least or whole is not None:
             break
+    if gain <= least and seen.learns:
+        return
     if gain <= least:
         seen.notes.append(
             Note(

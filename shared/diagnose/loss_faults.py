@@ -321,7 +321,7 @@ def wrong_way(seen: Observation) -> Iterator[Finding]:
         after = later
     if seen.is_random and not seen.learns and after > before - 0.05 * abs(before):
         return
-    if seen.is_random and not _metric_of_other_draws(seen) < before:
+    if seen.is_random and not seen.metric_on_other_draws < before:
         return
     reciprocal = any(p.facts.get("reciprocal") for p in seen.passages)
     evidence = (
@@ -375,14 +375,6 @@ def _after_its_best(seen: Observation, after: float) -> float | None:
     if not after < best - 0.01 * abs(best):
         return None
     seen.trials.run(MANY_STEPS)
-    return seen.measure_metric()
-
-
-def _metric_of_other_draws(seen: Observation) -> float:
-    """Return the metric after as many steps from the start, on other draws."""
-    seen.trials.run(1)
-    seen.trials.write(seen.trials.start)
-    seen.trials.go_on(STEPS_WATCHED, Level.LOSS)
     return seen.measure_metric()
 
 

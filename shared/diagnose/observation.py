@@ -97,6 +97,14 @@ class Observation:
             return None
         return before, after
 
+    @cached_property
+    def metric_on_other_draws(self) -> float:
+        """The metric after as many steps from the same values, on other draws."""
+        self.trials.run(1)
+        self.trials.write(self.trials.start)
+        self.trials.go_on(STEPS_WATCHED, Level.LOSS)
+        return self.measure_metric()
+
     def measure_metric(self) -> float | None:
         """Return the reader's metric of the variables as they are now."""
         if self.metric is None:
@@ -305,16 +313,18 @@ class Observation:
     @cached_property
     def learns(self) -> bool:
         """Whether the loss clearly falls: by 3 %, and by more than chance."""
-        if self.metric_change is not None:
+        if self.metric_change is not None and self.is_random:
             before, after = self.metric_change
-            if after > before + 0.02 * max(abs(before), 1e-3) and self.is_random:
+            if after > before and not self.metric_barely_rises:
                 return True
         if self._returned_losses_fall():
             return True
         if not self.fall > (0.2 if self._overshot else 0.03):
             return False
         if self.is_random and self.metric_change is not None:
-            return False  # what rose by less than this may have risen by chance
+            # What rises by so little may have risen by chance; twice is less likely.
+            before, after = self.metric_change
+            return after > before and self.metric_on_other_draws > before
         pairs = list(zip(*self._pairs, strict=False))
         if len(pairs) < 3:
             return True
@@ -322,6 +332,14 @@ class Observation:
         mean = sum(falls) / len(falls)
         spread = math.sqrt(sum((f - mean) ** 2 for f in falls) / (len(falls) - 1))
         return mean > 2 * spread / math.sqrt(len(falls))
+
+    @cached_property
+    def metric_barely_rises(self) -> bool:
+        """Whether the reader's metric rises, and by less than 2 %."""
+        if self.metric_change is None:
+            return False
+        before, after = self.metric_change
+        return before < after <= before + 0.02 * max(abs(before), 1e-3)
 
     @property
     def _overshot(self) -> bool:
