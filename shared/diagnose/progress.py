@@ -37,7 +37,7 @@ from shared.diagnose.report import Evidence, Finding, Note
 from shared.diagnose.structure import (
     nearly_collapsed,
     structure,
-    vanishing_in_time,
+    vanishing_in_recurrence,
 )
 from shared.diagnose.trials import OutOfBudget
 from shared.diagnose.watch import Level
@@ -63,7 +63,7 @@ def progress(seen: Observation) -> Iterator[Finding]:
         found = []
         seen.skipped.append("probes of the landscape (no steps left)")
     if not found:
-        found = list(vanishing_in_time(seen)) or list(nearly_collapsed(seen))
+        found = list(vanishing_in_recurrence(seen)) or list(nearly_collapsed(seen))
         if found:  # what looks like a minimum is all that the last inputs give
             seen.notes[:] = [n for n in seen.notes if n.cause != Cause.at_minimum]
     yield from found

@@ -18,6 +18,12 @@ from shared.diagnose.repairs import Repair, RightUpdate
 from shared.diagnose.report import Evidence, Finding
 from shared.diagnose.watch import Level, StepRecord
 
+FADED = 1e-4
+"""Gradient at the first layer over that at the last below which it has vanished."""
+
+FADED_IN_RECURRENCE = 1e-3
+"""The same where it is known that nothing is learned."""
+
 FEWEST_LAYERS = 5
 """From how many layers on a gradient may fade, and not end in one of them."""
 
@@ -199,21 +205,23 @@ def _vanishing(seen: Observation) -> Iterator[Finding]:
     yield _vanished("layer", len(sizes), ratio)
 
 
-def vanishing_in_time(seen: Observation) -> Iterator[Finding]:
-    """Give a gradient that falls by a factor per step of a recurrent layer.
+def vanishing_in_recurrence(seen: Observation) -> Iterator[Finding]:
+    """Give a gradient that falls by a factor per recurrent layer, or per time step.
 
     All steps share their weights, which learn from the last ones in any case. It is a
     fault only where nothing at all is learned, and nothing else keeps it from that.
     """
     passages = seen.detailed[-1].passages if seen.detailed else []
     recurrent = [p for p in passages if p.facts.get("kind") == "recurrence"]
-    if seen.learns or not recurrent:
+    if not recurrent or not _knows_nothing(seen):
         return
-    sizes = recurrent[0].facts["sizes"]
-    ratio = _fades(sizes)
-    if ratio is None or not _knows_nothing(seen):
-        return
-    yield _vanished("time step", len(sizes), ratio)
+    layers = [p.gradient_out for p in recurrent if p.gradient_out is not None]
+    ways = {"layer": layers, "time step": recurrent[0].facts["sizes"]}
+    for link, sizes in ways.items():
+        ratio = _fades(sizes, FADED_IN_RECURRENCE)
+        if ratio is not None:
+            yield _vanished(link, len(sizes), ratio)
+            return
 
 
 def _knows_nothing(seen: Observation) -> bool:
@@ -222,7 +230,7 @@ def _knows_nothing(seen: Observation) -> bool:
     return bool(pairs) and seen.progress[1] > 0.8 * base_loss(pairs[-1])
 
 
-def _fades(sizes: Sequence[float]) -> float | None:
+def _fades(sizes: Sequence[float], most: float = FADED) -> float | None:
     """Return first over largest, if gradients fade gradually to next to nothing."""
     if len(sizes) < FEWEST_LAYERS or max(sizes) <= 0:
         return None
@@ -231,7 +239,7 @@ def _fades(sizes: Sequence[float]) -> float | None:
     ratio = sizes[0] / max(sizes)
     drops = [a / b for a, b in itertools.pairwise(sizes) if b > 0]
     sudden = min(drops) < math.sqrt(ratio)
-    return ratio if ratio < 1e-4 and not sudden else None
+    return ratio if ratio < most and not sudden else None
 
 
 def _vanished(link: str, count: int, ratio: float) -> Finding:
