@@ -25,11 +25,6 @@ def depends(seen: Observation, which: Sequence[int]) -> tuple[bool, bool]:
     return any(changed), changed[0]
 
 
-def _share_of_entries(seen: Observation, which: Sequence[int]) -> float:
-    total = sum(seen.tensors[i].numel() for i in seen.trainable)
-    return sum(seen.tensors[i].numel() for i in which) / max(total, 1)
-
-
 def _dropped(seen: Observation, which: Sequence[int]) -> Finding:
     return Finding(
         Cause.variable_not_used,
@@ -37,7 +32,7 @@ def _dropped(seen: Observation, which: Sequence[int]) -> Finding:
         (
             Evidence(
                 "share of the module's entries that it computes with and drops",
-                _share_of_entries(seen, which),
+                seen.share_of_entries(which),
                 "0",
             ),
             Evidence("their gradient", "None", "a tensor"),
@@ -59,7 +54,7 @@ def explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Findin
             return
     elif partly:
         dropped = [i for i in which if seen.dropped[i] and seen.stepped[i]]
-        if _share_of_entries(seen, dropped) > MUCH:
+        if seen.share_of_entries(dropped) > MUCH:
             yield _dropped(seen, dropped)
             return
         which = [i for i in which if seen.in_values[i]]
@@ -92,6 +87,34 @@ def explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Findin
         yield _stepwise(seen, which, cuts)
         return
     yield _cut(seen, which, cuts, escapes)
+
+
+def partly_cut(seen: Observation) -> Iterator[Finding]:
+    """Give a part of an objective whose graph is cut while another part moves it.
+
+    Where a network is trained, parts are cut on purpose: targets, teachers, states.
+    """
+    cuts = [cut for way in seen.ways for cut in way.cuts if cut in CUTS]
+    moving = all(seen.moves) and all(seen.in_graph)
+    if seen.module is not None or len(seen.variables) > 1 or not moving or not cuts:
+        return
+    kept = dict.fromkeys(CUTS - {"data", "from_numpy"}, keep_graph)
+    proof = seen.prove(f"{cuts[0]}() left out", OtherCalls(kept), steps=16)
+    if not helps(proof, 0.05) or not proof.with_repair[-1] < 0.7 * proof.without[-1]:
+        return
+    yield Finding(
+        Cause.graph_detached,
+        0.7,
+        (
+            Evidence("calls that cut the graph on the way", len(cuts), "0"),
+            Evidence("the first of them", f"{cuts[0]}()", "none"),
+        ),
+        seen.names(seen.everything),
+        "One part of the loss passes its gradient back, and another does not: its "
+        "graph is cut on the way. The variable follows the first part alone.",
+        "features[name] = output  # without .detach(): the loss is made of it",
+        proof,
+    )
 
 
 def _cut(

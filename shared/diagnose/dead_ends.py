@@ -27,6 +27,9 @@ from shared.probes import ulp
 
 LOSS_SCALE = 2.0**16
 
+PART = 0.1
+"""Share of a module's entries that is too much to get no gradient on purpose."""
+
 FEW = 16
 """Up to how many numbers are searched for finely: positions, angles, sizes."""
 FINE_LENGTHS = tuple(0.1 * 1.16**k for k in range(40))
@@ -364,19 +367,28 @@ def dead_ends(seen: Observation) -> Iterator[Finding]:
 
 
 def _partly_dead(seen: Observation) -> Iterator[Finding]:
-    """Give a call with steps behind which some of the named tensors get only zeros."""
-    if seen.module is not None:
-        return
-    zero = sum(
-        1 << i
+    """Give a call with steps behind which some of the variables get only zeros.
+
+    The others may learn, with what these happen to give them.
+    """
+    which = [
+        i
         for i in seen.everything
-        if seen.in_graph[i] and seen.fresh_largest[i] == 0 and not seen.moves[i]
-    )
+        if seen.in_graph[i] and seen.fresh_largest[i] == 0 and not _waits(seen, i)
+    ]
+    if seen.module is not None and seen.share_of_entries(which) < PART:
+        return
+    zero = sum(1 << i for i in which)
     for end in _ends(seen):
         alone = end.from_variables and not end.from_variables & ~zero
         if alone and end.name in STEP_FUNCTIONS:
             yield from _explain_steps(seen, end)
             return
+
+
+def _waits(seen: Observation, i: int) -> bool:
+    """Whether no optimizer is meant to move a variable now."""
+    return bool(seen.optimizers) and not seen.stepped[i]
 
 
 def _ends(seen: Observation) -> list[Passage]:

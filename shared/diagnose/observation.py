@@ -224,6 +224,11 @@ class Observation:
             for i in self.everything
         ]
 
+    def share_of_entries(self, which: Iterable[int]) -> float:
+        """Return how much of all trainable entries some variables hold."""
+        total = sum(self.tensors[i].numel() for i in self.trainable)
+        return sum(self.tensors[i].numel() for i in which) / max(total, 1)
+
     def held_by(self, i: int) -> list[torch.optim.Optimizer]:
         """Return the optimizers that hold a variable."""
         return [o for o in self.optimizers if _holds(o, self.tensors[i])]

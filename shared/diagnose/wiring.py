@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from shared.diagnose.causes import Cause
-from shared.diagnose.cut_graph import depends, explain_detached, not_used
+from shared.diagnose.cut_graph import depends, explain_detached, not_used, partly_cut
 from shared.diagnose.observation import Observation, helps
 from shared.diagnose.repairs import RightUpdate
 from shared.diagnose.report import Evidence, Finding, Note
@@ -39,6 +39,7 @@ def wiring(seen: Observation) -> Iterator[Finding]:
     yield from rate_ends(seen)
     yield from never_cleared(seen)
     yield from unregistered(seen)
+    yield from partly_cut(seen)
 
 
 def _broken_link(seen: Observation, i: int) -> Cause | None:
