@@ -49,7 +49,10 @@ def explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Findin
     partly = any(seen.moves) or any(seen.in_graph[i] for i in seen.trainable)
     if partly and seen.module is None:
         # Named one by one, each of them should change.
-        which = [i for i in which if seen.in_values[i] or depends(seen, [i])[0]]
+        used = [i for i in which if seen.in_values[i] or depends(seen, [i])[0]]
+        if not used and 2 * len(which) >= len(seen.variables):
+            yield not_used(seen, which)
+        which = used
         if not which:
             return
     elif partly:

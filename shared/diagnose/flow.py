@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from shared.diagnose.facts import facts_of, largest_spacing
 from shared.diagnose.torch_calls import (
     ADDITIONS,
+    ALIASING,
     COMPARISONS,
     CUTS,
     ELEMENTWISE,
@@ -98,6 +99,8 @@ class FlowRecorder(TorchFunctionMode):
         self.escapes: list[tuple[str, int]] = []
         self.gradient_edits: list[str] = []
         self.written = False
+        self.copy_written = False
+        self._aliases: dict[int, weakref.ref] = {}
         self.handed = 0  # variables (bits) whose .grad the step's code sets itself
         self.additions: list[tuple[torch.Tensor, float]] = []
         self._bit = {id(v): 1 << i for i, v in enumerate(variables)}
@@ -150,6 +153,8 @@ class FlowRecorder(TorchFunctionMode):
             self.gradient_edits.append(name)
         if not outputs:
             return
+        if name in ALIASING and inputs:
+            self._note_alias(inputs[0], outputs[0])
         call = Call(
             index,
             name,
@@ -165,15 +170,27 @@ class FlowRecorder(TorchFunctionMode):
         )
         self.calls.append(call)
         self._alive.append((inputs, outputs))
-        if any(
-            output is variable for output in outputs for variable in self._variables
-        ):
+        if name not in ALIASING and any(map(self._is_variable, outputs)):
             self.written = True
             if name in ADDITIONS and len(args) > 1:
                 self.additions.append((inputs[0], _size_of(args[1], kwargs)))
             return
+        if bits and name in ADDITIONS | {"copy_", "__setitem__"}:
+            self.copy_written |= not outputs[0].requires_grad
         for output in outputs:
             self._producer[id(output)] = index
+
+    def _note_alias(self, tensor: torch.Tensor, alias: torch.Tensor) -> None:
+        """Remember that what is written to a tensor is written to another, too."""
+        if self._is_gradient(tensor):
+            self.note_gradients([alias])
+        if id(tensor) in self._bit:
+            self._aliases[id(alias)] = weakref.ref(alias)
+
+    def _is_variable(self, tensor: torch.Tensor) -> bool:
+        known = self._aliases.get(id(tensor))
+        alias = known is not None and known() is tensor
+        return alias or any(tensor is variable for variable in self._variables)
 
     def bits_of(self, tensor: torch.Tensor) -> int:
         """Return which variables a tensor descends from, as bits."""
@@ -210,6 +227,7 @@ class FlowRecorder(TorchFunctionMode):
         """Let go of all tensors."""
         self.calls, self._alive = [], []
         self._producer, self._gradients, self.escapes = {}, {}, []
+        self._aliases = {}
 
     def lost_shift(self) -> float:
         """Return the largest number added to a variable and lost, in spacings."""
@@ -266,7 +284,7 @@ class FlowRecorder(TorchFunctionMode):
         """
         calls = self.ancestors(root)
         on_way = [call for call in calls if call.from_variables]
-        leaves = _leaves_of(root)
+        leaves = leaves_of(root)
         position = {id(v): i for i, v in enumerate(self._variables)}
         reached = {position[id(leaf)] for leaf in leaves if id(leaf) in position}
         others = [leaf for leaf in leaves if id(leaf) not in position]
@@ -502,7 +520,7 @@ def _size_of(added: Any, kwargs: dict) -> float:
     return factor * abs(added) if isinstance(added, (int, float)) else 0.0
 
 
-def _leaves_of(root: torch.Tensor) -> list[torch.Tensor]:
+def leaves_of(root: torch.Tensor) -> list[torch.Tensor]:
     """Return the leaves that a tensor's graph ends in."""
     if root.grad_fn is None:
         return [root] if root.requires_grad else []

@@ -276,6 +276,9 @@ SUMS = frozenset(
 RECURRENT = frozenset(["rnn_tanh", "rnn_relu", "lstm", "gru"])
 """Calls that go over a sequence."""
 
+ALIASING = frozenset(["data", "detach"])
+"""Calls whose result shares its numbers with what they are given."""
+
 ADDITIONS = frozenset(("add_", "sub_", "__iadd__", "__isub__", "subtract_"))
 """Calls that add to a tensor in place."""
 

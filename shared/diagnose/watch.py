@@ -123,6 +123,8 @@ class StepRecord:
     """Variables (bits) from whose gradient the step computed new tensors itself."""
     gradient_handed: int = 0
     """Variables (bits) whose ``.grad`` the step's own code sets."""
+    copy_written: bool = False
+    """Whether the step's own code writes to what it computed from a variable."""
     gradient_edits: list[str] = dataclasses.field(default_factory=list)
     """Calls by which the step's own code changed gradients in place."""
     update_rounded: bool = False
@@ -270,6 +272,7 @@ class StepWatch:
             record.gradient_edits = list(self._recorder.gradient_edits)
             record.written = self._recorder.written
             record.gradient_handed = self._recorder.handed
+            record.copy_written = self._recorder.copy_written
             record.largest_addition = self._recorder.largest_addition()
             inputs = [t for call in record.modules for t in call.inputs]
             record.pairs = self._recorder.pairs(inputs)

@@ -12,6 +12,7 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.cut_graph import depends, explain_detached, not_used, partly_cut
+from shared.diagnose.flow import leaves_of
 from shared.diagnose.observation import Observation, helps
 from shared.diagnose.repairs import RightUpdate
 from shared.diagnose.report import Evidence, Finding, Note
@@ -51,8 +52,12 @@ def _broken_link(seen: Observation, i: int) -> Cause | None:
         by_hand = not seen.backwards and any(r.written for r in seen.detailed)
         return None if by_hand else Cause.frozen_parameters
     if not seen.in_graph[i]:
-        handed = any(r.gradient_handed >> i & 1 for r in seen.detailed)
-        return None if handed else Cause.graph_detached
+        if any(r.gradient_handed >> i & 1 for r in seen.detailed):
+            return None
+        # Without a call of backward the step computes its updates in another way.
+        by_hand = all(call.asked for call in seen.backwards)
+        by_hand &= any(r.copy_written for r in seen.detailed)
+        return Cause.update_written_to_copy if by_hand else Cause.graph_detached
     if not seen.fresh_largest[i] > 0:
         hooked = any(way.at_variables.get(i, 0.0) > 0 for way in seen.ways)
         if hooked and seen.fresh_largest[i] == 0 and tensor._backward_hooks:
@@ -200,8 +205,17 @@ def _rebound(seen: Observation) -> Iterator[Finding]:
             yield _other_tensors(seen, which)
 
 
+def _trained_behind(seen: Observation, which: Sequence[int]) -> bool:
+    """Whether the leaves that variables were computed from are held or named."""
+    known = {id(t) for t in seen.tensors}
+    known |= {
+        id(p) for o in seen.optimizers for g in o.param_groups for p in g["params"]
+    }
+    return any(id(leaf) in known for i in which for leaf in leaves_of(seen.tensors[i]))
+
+
 def _explain_non_leaf(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
-    if seen.learns:
+    if seen.learns and (seen.module is not None or _trained_behind(seen, which)):
         return
     yield Finding(
         Cause.non_leaf_variable,
