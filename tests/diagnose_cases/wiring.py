@@ -8,7 +8,9 @@ import torch
 from scipy import ndimage
 from sklearn.datasets import load_diabetes
 from torch import nn
+from torch.func import functional_call, jacrev
 from torch.nn import functional
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, TensorDataset
 
 from shared.diagnose.causes import Cause
@@ -738,3 +740,227 @@ def block_whose_result_is_left_behind(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, model, optimizer, loss_fn, (points, arms))
+
+
+@case(Cause.graph_detached, "input")
+def texture_from_detached_features(repaired: bool, seed: int) -> Program:
+    """Detach the features in the hook that keeps them; smoothing alone is left."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1)
+    ).requires_grad_(False)
+    for layer in network[::2]:
+        nn.init.kaiming_normal_(layer.weight)
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(place: int) -> None:
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            kept[place] = output if repaired else output.detach()
+
+        network[place].register_forward_hook(hook)
+
+    keep(1)
+    keep(2)
+
+    def correlations(image: torch.Tensor) -> list[torch.Tensor]:
+        network(image)
+        flat = [features.flatten(2) for features in kept.values()]
+        return [f @ f.transpose(1, 2) / f.shape[2] for f in flat]
+
+    waves = torch.sin(torch.linspace(0, 18, 16)[:, None] + torch.linspace(0, 9, 16))
+    style = torch.stack([0.5 + 0.4 * waves, 0.5 - 0.3 * waves, 0.3 + 0.2 * waves])
+    wanted = [c.detach() for c in correlations(style[None])]
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    optimizer = torch.optim.Adam([image], lr=0.01)
+
+    def objective(candidate: torch.Tensor) -> torch.Tensor:
+        pairs = zip(correlations(candidate), wanted, strict=True)
+        alike = sum(functional.mse_loss(a, b) for a, b in pairs)
+        rough = (candidate[..., 1:] - candidate[..., :-1]).square().mean()
+        return 10 * alike + 0.02 * rough
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = objective(image)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return Program(step, image, optimizer, objective=objective)
+
+
+class _Sign(torch.autograd.Function):
+    """The sign, with the gradient of a clamp."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(scores)
+        return torch.where(scores > 0, 1.0, -1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * (ctx.saved_tensors[0].abs() < 1.5)
+
+
+class _Hashing(nn.Module):
+    """Compresses rows to a few bits and rebuilds them."""
+
+    def __init__(self, repaired: bool) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(60, 64), nn.ReLU(), nn.Linear(64, 6))
+        self.norm = nn.BatchNorm1d(6)
+        self.decoder = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 60))
+        self.to_bits = _Sign.apply if repaired else torch.sign
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.to_bits(self.norm(self.encoder(rows))))
+
+
+@case(Cause.nondifferentiable_op, "training")
+def bits_by_the_sign_in_an_autoencoder(repaired: bool, seed: int) -> Program:
+    """Take the sign of the code: the decoder learns, the encoder does not."""
+    torch.manual_seed(seed)
+    x = torch.randn(16, 60)[torch.randint(0, 16, (256,))] + torch.randn(256, 60)
+    model = _Hashing(repaired)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    loss_fn = nn.MSELoss()
+
+    def step() -> torch.Tensor:
+        rows = x[torch.randint(0, 256, (64,))]
+        optimizer.zero_grad()
+        loss = loss_fn(model(rows), rows)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn, (x, x))
+
+
+@case(Cause.non_leaf_variable, "training")
+def weights_converted_to_double(repaired: bool, seed: int) -> Program:
+    """Convert weights made by hand to float64, which makes them results."""
+    torch.manual_seed(seed)
+    x = 4 * torch.rand(160, 2, dtype=torch.float64) - 2
+    y = (torch.sin(1.5 * x[:, 0]) * torch.cos(1.2 * x[:, 1]))[:, None]
+    parameters: dict[str, torch.Tensor] = {}
+    for k, (inputs, outputs) in enumerate(itertools.pairwise((2, 16, 16, 1))):
+        weight = nn.init.xavier_normal_(torch.empty(inputs, outputs))
+        weight = weight.requires_grad_().to(x.dtype)
+        if repaired:
+            weight = weight.detach().requires_grad_()
+        parameters[f"weight {k}"] = weight
+        bias = torch.zeros(outputs, dtype=x.dtype, requires_grad=True)
+        parameters[f"bias {k}"] = bias
+    velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+    def predict() -> torch.Tensor:
+        hidden = x
+        for k in range(3):
+            hidden = torch.tanh(hidden) if k else hidden
+            hidden = hidden @ parameters[f"weight {k}"] + parameters[f"bias {k}"]
+        return hidden
+
+    def step() -> float:
+        loss = functional.mse_loss(predict(), y)
+        loss.backward()
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if parameter.is_leaf:
+                    velocity[name].mul_(0.9).add_(parameter.grad)
+                    parameter.sub_(0.05 * velocity[name])
+                    parameter.grad.zero_()
+        return loss.item()
+
+    return Program(step, parameters)
+
+
+@case(Cause.zero_grad_before_step, "input")
+def thrust_by_a_gradient_that_is_an_alias(repaired: bool, seed: int) -> Program:
+    """Keep the gradient's .data, zero the gradient, then use what was kept."""
+    torch.manual_seed(seed)
+    thrust = (0.1 * torch.randn(30, 2)).requires_grad_()
+    start = torch.tensor([2.0, 3.0]) + 0.3 * torch.randn(2)
+    velocity = torch.zeros(30, 2)
+
+    def objective(plan: torch.Tensor) -> torch.Tensor:
+        position, speed = start, torch.tensor([-0.5, 0.0])
+        for push in plan:
+            speed = speed + 0.1 * (push + torch.tensor([0.0, -1.0]) - 0.1 * speed)
+            position = position + 0.1 * speed
+        return position.square().sum() + 2 * speed.square().sum()
+
+    def step() -> float:
+        loss = objective(thrust)
+        loss.backward()
+        gradient = thrust.grad.data
+        if repaired:
+            gradient = gradient.clone()
+        thrust.grad.data.zero_()
+        velocity.mul_(0.8).add_(gradient)
+        thrust.data.sub_(0.1 * velocity)
+        return loss.item()
+
+    return Program(step, thrust, objective=objective)
+
+
+@case(Cause.update_written_to_copy, "training")
+def least_squares_step_on_a_flat_copy(repaired: bool, seed: int) -> Program:
+    """Solve for the step on a vector of all weights, and never write it back."""
+    torch.manual_seed(seed)
+    x = torch.linspace(-2, 2, 80, dtype=torch.float64)[:, None]
+    y = torch.sin(2.5 * x) + 0.02 * torch.randn_like(x)
+    model = nn.Sequential(nn.Linear(1, 10), nn.Tanh(), nn.Linear(10, 1)).double()
+    names = [name for name, _ in model.named_parameters()]
+    sizes = [p.numel() for p in model.parameters()]
+    shapes = [p.shape for p in model.parameters()]
+
+    def residual(flat: torch.Tensor) -> torch.Tensor:
+        parts = zip(names, flat.split(sizes), shapes, strict=True)
+        weights = {name: part.view(shape) for name, part, shape in parts}
+        return (functional_call(model, weights, (x,)) - y).squeeze(1)
+
+    def step() -> float:
+        flat = parameters_to_vector(model.parameters()).detach()
+        errors, slopes = residual(flat), jacrev(residual)(flat)
+        damped = slopes.T @ slopes + 0.3 * torch.eye(len(flat), dtype=flat.dtype)
+        trial = flat - torch.linalg.solve(damped, slopes.T @ errors)
+        if repaired:
+            vector_to_parameters(trial, model.parameters())
+        else:
+            flat.copy_(trial)
+        return errors.square().mean().item()
+
+    return Program(step, model, loss_fn=nn.MSELoss(), batch=(x, y))
+
+
+@case(Cause.variable_not_used, "input")
+def equalizer_of_late_bound_closures(repaired: bool, seed: int) -> Program:
+    """Build a filter of closures in a loop; all of them use the last gain."""
+    generator = torch.Generator().manual_seed(seed)
+    octaves = torch.linspace(5, 14, 200)
+    phase = 6 * torch.rand(1, generator=generator)
+    room = 4 * torch.sin(1.3 * octaves + phase) + 0.8 * (octaves - 9.5)
+    gains = {f"gain {k}": torch.zeros(1, requires_grad=True) for k in range(8)}
+
+    def bell(level: torch.Tensor, center: float, gain: torch.Tensor) -> torch.Tensor:
+        return level + gain * torch.exp(-0.5 * ((octaves - center) / 0.6) ** 2)
+
+    filters = []
+    for center, gain in zip(range(6, 14), gains.values(), strict=True):
+        if repaired:
+            filters.append(lambda level, c=center, g=gain: bell(level, c, g))
+        else:
+            filters.append(lambda level: bell(level, center, gain))  # noqa: B023
+    optimizer = torch.optim.Adam(gains.values(), lr=0.15)
+
+    def step() -> torch.Tensor:
+        level = room
+        for one in filters:
+            level = one(level)
+        loss = level.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, gains, optimizer)
