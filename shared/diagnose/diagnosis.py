@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from shared.diagnose.causes import Cause
-from shared.diagnose.dead_ends import dead_ends, not_a_number, precision
+from shared.diagnose.dead_ends import dead_ends
 from shared.diagnose.inputs import inputs, pairing
 from shared.diagnose.loss_faults import loss_faults
+from shared.diagnose.number_formats import not_a_number, precision
 from shared.diagnose.observation import STEPS_IN_DETAIL, Observation, Variable
 from shared.diagnose.progress import progress
 from shared.diagnose.report import Finding, Note, Report
