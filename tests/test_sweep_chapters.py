@@ -16,6 +16,12 @@ GRIDS = sorted(SWEEPS.glob("*.toml"))
 DIGITS = 1e-5
 """Relative difference that other instruction sets may make after a training run."""
 
+AT_A_BOUNDARY = {"confident_model": ("attacked", "fooled", "fooled_by_margin_loss")}
+"""Counts of images that an attack moves across a boundary, or just not."""
+
+MOST_MOVED = 2
+"""So many of about 170 the last digit may move to its other side."""
+
 each_grid = pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 
 
@@ -38,6 +44,11 @@ def test_runs_made_again_give_the_committed_rows(path: Path, tmp_path: Path) -> 
     again, rows = read_rows(plan.table), read_rows(path.stem)
     axes = list(plan.grid.axes)
     committed = again[axes].merge(rows, how="left", on=axes)[list(rows.columns)]
+    for name in AT_A_BOUNDARY.get(path.stem, ()):
+        counts = again.pop(name), committed.pop(name)
+        pd.testing.assert_series_equal(
+            *counts, check_dtype=False, rtol=0, atol=MOST_MOVED
+        )
     pd.testing.assert_frame_equal(
         again, committed, check_dtype=False, rtol=DIGITS, atol=0
     )
