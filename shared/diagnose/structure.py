@@ -333,15 +333,21 @@ def nearly_collapsed(seen: Observation) -> Iterator[Finding]:
     # A loss may fall to that of the best constant answer: that needs no inputs.
     if seen.module is None or not _knows_nothing(seen):
         return
-    last = seen.trials.run(1, Level.EVERYTHING, values=seen.end)
+    start = _widest_spread(seen.detailed)
+    if start < NEARLY_EQUAL:
+        end = _widest_spread(seen.trials.run(1, Level.EVERYTHING, values=seen.end))
+        if end < NEARLY_EQUAL:
+            yield _collapse(max(start, end))
+
+
+def _widest_spread(records: Sequence[StepRecord]) -> float:
     spreads = [
         m.spread
-        for record in (*seen.detailed, *last)
+        for record in records
         for m in record.modules
         if m.rows_differ_in_input and m.rows_equal is not None
     ]
-    if spreads and max(spreads) < NEARLY_EQUAL:
-        yield _collapse(max(spreads))
+    return max(spreads, default=math.inf)
 
 
 def _fed_one_row(seen: Observation) -> bool:
