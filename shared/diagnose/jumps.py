@@ -17,7 +17,9 @@ FAR_JUMP = 100.0
 def jumps(seen: Observation) -> Iterator[Finding]:
     """Give jumps of the loss of which its gradient does not know."""
     steps = [p.name for p in seen.passages if p.name in STEP_FUNCTIONS]
-    if seen.is_random or not seen.gradient_norm or seen.fall > 0.1:
+    if seen.is_random or not seen.gradient_norm:
+        return
+    if seen.fall > 0.1 or seen.metric_rises:
         return
     suspects = [(record, 1.0) for record in _suspects(seen)]
     if steps and not seen.learns:

@@ -318,6 +318,8 @@ class Observation:
     @cached_property
     def learns(self) -> bool:
         """Whether the loss clearly falls: by 3 %, and by more than chance."""
+        if self.metric_rises:
+            return True
         if self.metric_change is not None and self.is_random:
             before, after = self.metric_change
             if after > before and not self.metric_barely_rises:
@@ -337,6 +339,14 @@ class Observation:
         mean = sum(falls) / len(falls)
         spread = math.sqrt(sum((f - mean) ** 2 for f in falls) / (len(falls) - 1))
         return mean > 2 * spread / math.sqrt(len(falls))
+
+    @cached_property
+    def metric_rises(self) -> bool:
+        """Whether the reader's metric rises by a tenth and more, whatever the loss."""
+        if self.metric_change is None:
+            return False
+        before, after = self.metric_change
+        return after > before + 0.1 * max(abs(before), 1e-3)
 
     @cached_property
     def metric_barely_rises(self) -> bool:
@@ -513,9 +523,10 @@ class Observation:
             value != 0 and math.isclose(value, -loss, rel_tol=1e-5)
             for value, loss in zip(last, self.losses, strict=True)
         )
-        if not (maximizes or opposite) or not self.losses:
+        if not self.losses or self.losses[-1] <= self.losses[0]:
             return False
-        if self.losses[-1] <= self.losses[0]:
+        by_hand = not groups and self.metric_rises
+        if not (maximizes or opposite or by_hand):
             return False
         change = self.metric_change
         if change is not None:
