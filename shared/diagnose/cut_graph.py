@@ -44,6 +44,53 @@ def _dropped(seen: Observation, which: Sequence[int]) -> Finding:
     )
 
 
+def _sibling_in_its_place(seen: Observation, i: int, unused: Sequence[int]) -> bool:
+    """Whether a module next to an unused one, of its shape, is called for both.
+
+    A function made in a loop looks a name up when it is called: all of them then call
+    the module that the name stood for last.
+    """
+    if seen.in_values[i]:
+        return False
+    ways = [record.ways for record in seen.detailed]
+    for k in seen.everything:
+        if not _are_siblings(seen, i, k) or not seen.in_values[k]:
+            continue
+        idle = sum(_are_siblings(seen, k, u) and not seen.in_values[u] for u in unused)
+        uses = [max((w.uses.get(k, 0) for w in here), default=0) for here in ways]
+        if min(uses, default=0) > idle:
+            return True
+    return False
+
+
+def _are_siblings(seen: Observation, i: int, j: int) -> bool:
+    """Whether two variables are the same parameter of two modules in one container."""
+    a, b = (seen.variables[n].name.split(".") for n in (i, j))
+    if len(a) != len(b) or len(a) < 3:
+        return False
+    apart = [
+        place for place, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]
+    ]
+    same_shape = seen.tensors[i].shape == seen.tensors[j].shape
+    return same_shape and len(apart) == 1 and 0 < apart[0] < len(a) - 1
+
+
+def _replaced(seen: Observation, which: Sequence[int]) -> Finding:
+    return Finding(
+        Cause.variable_not_used,
+        0.95,
+        (
+            Evidence("their gradient", "None", "a tensor"),
+            Evidence("a module of the same shape is called in their place", "yes", "-"),
+        ),
+        seen.names(which),
+        "These variables are never computed with, and another module of the same "
+        "container is called as often as all of them together: it stands in for them.",
+        "readers = [lambda z, head=head: head(z) for head in heads]  # bind each now;\n"
+        "# a name from a loop is looked up when the function is called",
+    )
+
+
 def explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
     """Variables that require gradients and that no graph reaches."""
     partly = any(seen.moves) or any(seen.in_graph[i] for i in seen.trainable)
@@ -56,6 +103,10 @@ def explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Findin
         if not which:
             return
     elif partly:
+        replaced = [i for i in which if _sibling_in_its_place(seen, i, which)]
+        if replaced:
+            yield _replaced(seen, replaced)
+            return
         dropped = [i for i in which if seen.dropped[i] and seen.stepped[i]]
         if seen.share_of_entries(dropped) > MUCH:
             yield _dropped(seen, dropped)
@@ -92,34 +143,6 @@ def explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Findin
     yield _cut(seen, which, cuts, escapes)
 
 
-def partly_cut(seen: Observation) -> Iterator[Finding]:
-    """Give a part of an objective whose graph is cut while another part moves it.
-
-    Where a network is trained, parts are cut on purpose: targets, teachers, states.
-    """
-    cuts = [cut for way in seen.ways for cut in way.cuts if cut in CUTS]
-    moving = all(seen.moves) and all(seen.in_graph)
-    if seen.module is not None or len(seen.variables) > 1 or not moving or not cuts:
-        return
-    kept = dict.fromkeys(CUTS - {"data", "from_numpy"}, keep_graph)
-    proof = seen.prove(f"{cuts[0]}() left out", OtherCalls(kept), steps=16)
-    if not helps(proof, 0.05) or not proof.with_repair[-1] < 0.7 * proof.without[-1]:
-        return
-    yield Finding(
-        Cause.graph_detached,
-        0.7,
-        (
-            Evidence("calls that cut the graph on the way", len(cuts), "0"),
-            Evidence("the first of them", f"{cuts[0]}()", "none"),
-        ),
-        seen.names(seen.everything),
-        "One part of the loss passes its gradient back, and another does not: its "
-        "graph is cut on the way. The variable follows the first part alone.",
-        "features[name] = output  # without .detach(): the loss is made of it",
-        proof,
-    )
-
-
 def _cut(
     seen: Observation,
     which: Sequence[int],
@@ -151,6 +174,11 @@ def _cut(
         "loss = loss_fn(model(x), y)\nloss.backward()",
         proof,
     )
+
+
+def keep_graph_everywhere() -> OtherCalls:
+    """Return the repair that keeps the graph at every call that would cut it."""
+    return OtherCalls(dict.fromkeys(CUTS - {"data", "from_numpy"}, keep_graph))
 
 
 class _KeptGraph(OtherCalls):

@@ -15,9 +15,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from shared.diagnose.facts import facts_of, largest_spacing
+from shared.diagnose.terms import CutTerm, Term, WithoutHooks, cut_terms_of, terms_of
 from shared.diagnose.torch_calls import (
     ADDITIONS,
     ALIASING,
+    ARRAYS,
     COMPARISONS,
     CUTS,
     ELEMENTWISE,
@@ -73,16 +75,11 @@ class Way:
     """The largest value of those that the root is a sum of, 0 if it is none."""
     at_variables: dict[int, float]
     """Largest entry of each variable's gradient, without the reader's hooks."""
-    terms: list["Term"]
-
-
-@dataclasses.dataclass
-class Term:
-    """A scalar that is added into the loss."""
-
-    value: float
-    uses_data: bool
-    gradients: list[torch.Tensor | None]
+    terms: list[Term]
+    cut_terms: list[CutTerm]
+    """Scalars that are added into the root and have no graph."""
+    uses: dict[int, int]
+    """How many calls take a variable as it is."""
 
 
 class FlowRecorder(TorchFunctionMode):
@@ -98,13 +95,15 @@ class FlowRecorder(TorchFunctionMode):
         self.paused = False
         self.escapes: list[tuple[str, int]] = []
         self.gradient_edits: list[str] = []
-        self.written = False
+        self.written = 0  # variables (bits) that the step's code writes to
+        self.gradient_left = False
+        self.values_left = 0
         self.copy_written = False
-        self._aliases: dict[int, weakref.ref] = {}
+        self._aliases: dict[int, tuple[weakref.ref, int]] = {}
         self.handed = 0  # variables (bits) whose .grad the step's code sets itself
-        self.additions: list[tuple[torch.Tensor, float]] = []
+        self.additions: list[tuple[int, torch.Tensor, float]] = []
         self._bit = {id(v): 1 << i for i, v in enumerate(variables)}
-        self._variables = list(variables)
+        self.variables = list(variables)
         self._producer: dict[int, int] = {}
         # Held weakly: a step that drops a gradient must be able to free it.
         self._gradients: dict[int, weakref.ref] = {}
@@ -122,7 +121,8 @@ class FlowRecorder(TorchFunctionMode):
         if not self.paused:
             name = name_of(func)
             if getattr(func, "__name__", "") == "__set__" and args:
-                self.written |= id(args[0]) in self._bit and name == "data"
+                if name == "data":
+                    self.written |= self._bit.get(id(args[0]), 0)
                 if name == "grad":
                     self.handed |= self._bit.get(id(args[0]), 0)
             if name == "grad" and args and isinstance(result, torch.Tensor):
@@ -149,6 +149,9 @@ class FlowRecorder(TorchFunctionMode):
                 from_gradient |= self.calls[parent].from_gradient
         if name in ESCAPES and bits:
             self.escapes.append((name, index))
+        if name in ARRAYS and inputs and inputs[0].numel():
+            self.gradient_left |= from_gradient
+            self.values_left |= bits
         if any(map(self._is_gradient, inputs)):
             self.gradient_edits.append(name)
         if not outputs:
@@ -170,10 +173,14 @@ class FlowRecorder(TorchFunctionMode):
         )
         self.calls.append(call)
         self._alive.append((inputs, outputs))
-        if name not in ALIASING and any(map(self._is_variable, outputs)):
-            self.written = True
+        written = 0
+        for output in outputs:
+            written |= self._variable_behind(output)
+        if name not in ALIASING and written:
+            self.written |= written
             if name in ADDITIONS and len(args) > 1:
-                self.additions.append((inputs[0], _size_of(args[1], kwargs)))
+                size = _size_of(args[1], kwargs)
+                self.additions.append((written.bit_length() - 1, inputs[0], size))
             return
         if bits and name in ADDITIONS | {"copy_", "__setitem__"}:
             self.copy_written |= not outputs[0].requires_grad
@@ -184,13 +191,21 @@ class FlowRecorder(TorchFunctionMode):
         """Remember that what is written to a tensor is written to another, too."""
         if self._is_gradient(tensor):
             self.note_gradients([alias])
-        if id(tensor) in self._bit:
-            self._aliases[id(alias)] = weakref.ref(alias)
+        bit = self._bit.get(id(tensor), 0)
+        if bit:
+            self._aliases[id(alias)] = weakref.ref(alias), bit
 
-    def _is_variable(self, tensor: torch.Tensor) -> bool:
-        known = self._aliases.get(id(tensor))
-        alias = known is not None and known() is tensor
-        return alias or any(tensor is variable for variable in self._variables)
+    def _variable_behind(self, tensor: torch.Tensor) -> int:
+        """Return as a bit which variable a tensor is, or shares its numbers with."""
+        known, bit = self._aliases.get(id(tensor), (None, 0))
+        return self._bit.get(id(tensor), 0) or (
+            bit if known is not None and known() is tensor else 0
+        )
+
+    def maker_of(self, tensor: torch.Tensor) -> Call | None:
+        """Return the call that a tensor came out of, None if it came from outside."""
+        producer = self._producer.get(id(tensor))
+        return None if producer is None else self.calls[producer]
 
     def bits_of(self, tensor: torch.Tensor) -> int:
         """Return which variables a tensor descends from, as bits."""
@@ -240,12 +255,12 @@ class FlowRecorder(TorchFunctionMode):
         ]
         return max((facts.get("lost_shift", 0.0) for facts in found), default=0.0)
 
-    def largest_addition(self) -> float:
-        """Return the largest number added to a variable in place, in spacings."""
-        return max(
-            (size / largest_spacing(v) for v, size in self.additions),
-            default=0.0,
-        )
+    def largest_additions(self) -> dict[int, float]:
+        """Return the largest number added in place to each variable, in spacings."""
+        found: dict[int, float] = {}
+        for i, tensor, size in self.additions:
+            found[i] = max(found.get(i, 0.0), size / largest_spacing(tensor))
+        return found
 
     def pairs(self, inputs: Sequence[torch.Tensor]) -> list[tuple]:
         """Return what a loss call compares the outputs for these inputs with."""
@@ -285,7 +300,7 @@ class FlowRecorder(TorchFunctionMode):
         calls = self.ancestors(root)
         on_way = [call for call in calls if call.from_variables]
         leaves = leaves_of(root)
-        position = {id(v): i for i, v in enumerate(self._variables)}
+        position = {id(v): i for i, v in enumerate(self.variables)}
         reached = {position[id(leaf)] for leaf in leaves if id(leaf) in position}
         others = [leaf for leaf in leaves if id(leaf) not in position]
         cuts = [_how_cut(call) for call in on_way if _loses_graph(call)]
@@ -304,7 +319,9 @@ class FlowRecorder(TorchFunctionMode):
                 for key, g in gradients.items()
                 if key in position and g.numel()
             },
-            terms=self._terms(root) if detailed else [],
+            terms=terms_of(self, root) if detailed else [],
+            cut_terms=cut_terms_of(self, root),
+            uses=self._uses(on_way),
         )
 
     def _summands(self, on_way: Sequence[Call]) -> float:
@@ -332,7 +349,7 @@ class FlowRecorder(TorchFunctionMode):
                     wanted[id(tensor)] = tensor
         if not wanted:
             return {}
-        with torch.enable_grad(), _NoHooks(wanted.values()):
+        with torch.enable_grad(), WithoutHooks(wanted.values()):
             try:
                 found = torch.autograd.grad(
                     root,
@@ -439,77 +456,15 @@ class FlowRecorder(TorchFunctionMode):
             tensor = flowing[0]
         return False
 
-    def _terms(self, root: torch.Tensor) -> list[Term]:
-        """Split the root into the scalars that are added up in it."""
-        if not root.requires_grad or root.numel() != 1:
-            return []
-        parts = self._addends(root, 64)
-        if len(parts) < 2:
-            return []
-        leaves = [v for v in self._variables if v.is_leaf and v.requires_grad]
-        terms = []
-        for part in parts:
-            if not part.requires_grad:
-                continue
-            sources = {
-                id(tensor)
-                for call in self.ancestors(part)
-                for tensor in call.inputs
-                if id(tensor) not in self._producer
-                and id(tensor) not in self._bit
-                and tensor.numel() > 1
-            }
-            try:
-                with torch.enable_grad(), _NoHooks(leaves):
-                    found = torch.autograd.grad(
-                        part,
-                        leaves,
-                        torch.ones_like(part),
-                        retain_graph=True,
-                        allow_unused=True,
-                    )
-            except RuntimeError:
-                return []
-            by_id = dict(zip(map(id, leaves), found, strict=True))
-            terms.append(
-                Term(
-                    value=float(part.detach()),
-                    uses_data=bool(sources),
-                    gradients=[by_id.get(id(v)) for v in self._variables],
-                )
-            )
-        return terms
-
-    def _addends(self, root: torch.Tensor, depth: int) -> list[torch.Tensor]:
-        producer = self._producer.get(id(root))
-        if producer is None or not depth:
-            return [root]
-        call = self.calls[producer]
-        scalars = [t for t in call.inputs if t.numel() == 1 and self.bits_of(t)]
-        if call.name in ("add", "__add__", "__radd__", "__iadd__", "add_", "sub") and (
-            len(scalars) == len(call.inputs)
-        ):
-            first = call.inputs[0]
-            if first is root:  # added in place: what it was before is gone
-                return [root]
-            return [p for t in scalars for p in self._addends(t, depth - 1)]
-        return [root]
-
-
-class _NoHooks:
-    """Takes the reader's hooks off tensors, so that a look at a gradient calls none."""
-
-    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
-        self._tensors = [t for t in tensors if t._backward_hooks]
-        self._hooks = [dict(t._backward_hooks) for t in self._tensors]
-
-    def __enter__(self) -> None:
-        for tensor in self._tensors:
-            tensor._backward_hooks.clear()
-
-    def __exit__(self, *_: object) -> None:
-        for tensor, hooks in zip(self._tensors, self._hooks, strict=True):
-            tensor._backward_hooks.update(hooks)
+    def _uses(self, calls: Sequence[Call]) -> dict[int, int]:
+        position = {id(v): i for i, v in enumerate(self.variables)}
+        found: dict[int, int] = {}
+        for call in calls:
+            for tensor in call.inputs:
+                if id(tensor) in position:
+                    i = position[id(tensor)]
+                    found[i] = found.get(i, 0) + 1
+        return found
 
 
 def _size_of(added: Any, kwargs: dict) -> float:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 
 from shared.diagnose.causes import Cause
-from shared.diagnose.loss_faults import are_classes
 from shared.diagnose.observation import Observation, helps
 from shared.diagnose.repairs import Standardized, standardized
 from shared.diagnose.report import Evidence, Finding, Proof
+from shared.diagnose.targets import are_classes, base_loss
 from shared.diagnose.watch import Level
 
 SHUFFLES = 60
@@ -168,15 +168,6 @@ def _compared(seen: Observation) -> tuple[torch.Tensor, torch.Tensor] | None:
     if len(pairs) > 1 and torch.equal(pairs[0][0], pairs[1][0]):
         return pairs[0]
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-
-
-def base_loss(y: torch.Tensor) -> float:
-    """Return the loss of the best constant answer: entropy, or variance."""
-    if are_classes(y):
-        counts = y.flatten().unique(return_counts=True)[1].double()
-        shares = counts / counts.sum()
-        return float(-(shares * shares.log()).sum())
-    return float(y.double().var())
 
 
 def _neighbor_agreement(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:

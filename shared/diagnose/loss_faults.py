@@ -25,6 +25,7 @@ from shared.diagnose.repairs import (
     same_shape,
 )
 from shared.diagnose.report import Evidence, Finding
+from shared.diagnose.targets import are_classes
 from shared.diagnose.watch import Level, StepRecord
 
 SURE = 10.0
@@ -105,7 +106,16 @@ def _double_softmax(seen: Observation) -> Iterator[Finding]:
     )
 
 
-_COMPARING = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "sub", "rsub")
+_COMPARING = (
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "poisson_nll_loss",
+    "gaussian_nll_loss",
+    "sub",
+    "rsub",
+)
 _MULTIPLYING = ("mul", "__mul__", "__rmul__", "multiply", *_COMPARING)
 
 
@@ -245,12 +255,6 @@ def _not_yet_right(
     return bool((rows.max(dim=1).values - rows[:, int(chosen)] < 50).all()) and bool(
         (rows.max(dim=1).values - rows.min(dim=1).values < 50).all()
     )
-
-
-def are_classes(target: torch.Tensor) -> bool:
-    """Whether targets are whole numbers, each of which occurs again and again."""
-    few = target.unique().numel() <= max(2, len(target) // 3)
-    return few and bool((target == target.round()).all())
 
 
 def _paired_wrongly(seen: Observation) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import torch
 from shared.diagnose.flow import Passage, Way
 from shared.diagnose.repairs import Repair
 from shared.diagnose.report import Finding, Note, Proof
+from shared.diagnose.targets import base_loss
 from shared.diagnose.trials import OutOfBudget, Trials
 from shared.diagnose.watch import BackwardCall, Level, StepRecord, UpdateCall, quiet
 
@@ -339,6 +340,19 @@ class Observation:
         mean = sum(falls) / len(falls)
         spread = math.sqrt(sum((f - mean) ** 2 for f in falls) / (len(falls) - 1))
         return mean > 2 * spread / math.sqrt(len(falls))
+
+    @cached_property
+    def constant_loss(self) -> float:
+        """The loss of the best answer that does not look at the inputs; 0 if unknown.
+
+        It is known where a module's outputs are compared with targets.
+        """
+        pairs = [target for _, target in self.detailed[-1].pairs]
+        return base_loss(pairs[-1]) if pairs else 0.0
+
+    def knows_nothing(self, share: float = 0.8) -> bool:
+        """Whether the loss is about that of an answer that does not look at inputs."""
+        return self.progress[1] > share * self.constant_loss > 0
 
     @cached_property
     def metric_rises(self) -> bool:

@@ -11,11 +11,12 @@ import torch
 
 from shared.diagnose.causes import Cause
 from shared.diagnose.curvature import curvature
-from shared.diagnose.flow import Term
-from shared.diagnose.inputs import base_loss, saturates_by_scale
+from shared.diagnose.inputs import saturates_by_scale
 from shared.diagnose.observation import Observation, helps, norm
 from shared.diagnose.repairs import Repair, RightUpdate
 from shared.diagnose.report import Evidence, Finding
+from shared.diagnose.targets import base_loss
+from shared.diagnose.terms import Term
 from shared.diagnose.watch import Level, StepRecord
 
 FADED = 1e-4
@@ -213,7 +214,7 @@ def vanishing_in_recurrence(seen: Observation) -> Iterator[Finding]:
     """
     passages = seen.detailed[-1].passages if seen.detailed else []
     recurrent = [p for p in passages if p.facts.get("kind") == "recurrence"]
-    if not recurrent or not _knows_nothing(seen):
+    if not recurrent or not seen.knows_nothing():
         return
     layers = [p.gradient_out for p in recurrent if p.gradient_out is not None]
     ways = {"layer": layers, "time step": recurrent[0].facts["sizes"]}
@@ -222,12 +223,6 @@ def vanishing_in_recurrence(seen: Observation) -> Iterator[Finding]:
         if ratio is not None:
             yield _vanished(link, len(sizes), ratio)
             return
-
-
-def _knows_nothing(seen: Observation) -> bool:
-    """Whether the loss is about that of an answer that does not look at the inputs."""
-    pairs = [y for _, y in seen.detailed[-1].pairs]
-    return bool(pairs) and seen.progress[1] > 0.8 * base_loss(pairs[-1])
 
 
 def _fades(sizes: Sequence[float], most: float = FADED) -> float | None:
@@ -331,7 +326,7 @@ def nearly_collapsed(seen: Observation) -> Iterator[Finding]:
     It is asked last: what keeps a network from learning may keep them alike, too.
     """
     # A loss may fall to that of the best constant answer: that needs no inputs.
-    if seen.module is None or not _knows_nothing(seen):
+    if seen.module is None or not seen.knows_nothing():
         return
     start = _widest_spread(seen.detailed)
     if start < NEARLY_EQUAL:

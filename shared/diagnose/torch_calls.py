@@ -101,6 +101,9 @@ ESCAPES = frozenset(
 )
 """Calls after which a value is no tensor any more."""
 
+ARRAYS = frozenset(["numpy", "__array__", "tolist"])
+"""Those of them that hand on all entries."""
+
 NO_FLOW = frozenset(
     [
         "backward",

@@ -129,12 +129,14 @@ class StepRecord:
     """Calls by which the step's own code changed gradients in place."""
     update_rounded: bool = False
     """Whether the step's own code rounds numbers that it computes from gradients."""
-    largest_addition: float = 0.0
-    """The largest number that the step adds to a variable in place, in spacings."""
+    additions: dict[int, float] = dataclasses.field(default_factory=dict)
+    """The largest number that the step adds in place to a variable, in spacings."""
     lost_shift: float = 0.0
     """A number that the step adds to a variable and loses, in spacings; 0 if none."""
-    written: bool = False
-    """Whether the step's own code wrote to a variable in place."""
+    written: int = 0
+    """Variables (bits) that the step's own code wrote to in place."""
+    updated_outside: int = 0
+    """Variables (bits) whose entries leave torch in a step whose gradients do, too."""
 
     def fresh(self) -> list[torch.Tensor | None]:
         """Return each variable's gradient, summed over the step's backward calls."""
@@ -144,6 +146,11 @@ class StepRecord:
                 if gradient is not None:
                     total[i] = gradient if total[i] is None else total[i] + gradient
         return total
+
+    @property
+    def largest_addition(self) -> float:
+        """The largest number that the step adds in place to any variable."""
+        return max(self.additions.values(), default=0.0)
 
     @property
     def ways(self) -> list[Way]:
@@ -271,9 +278,11 @@ class StepWatch:
                     record.update_rounded |= call.name in ROUNDINGS
             record.gradient_edits = list(self._recorder.gradient_edits)
             record.written = self._recorder.written
+            if self._recorder.gradient_left:
+                record.updated_outside = self._recorder.values_left
             record.gradient_handed = self._recorder.handed
             record.copy_written = self._recorder.copy_written
-            record.largest_addition = self._recorder.largest_addition()
+            record.additions = self._recorder.largest_additions()
             inputs = [t for call in record.modules for t in call.inputs]
             record.pairs = self._recorder.pairs(inputs)
             record.lost_shift = self._recorder.lost_shift()

@@ -11,14 +11,24 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from shared.diagnose.causes import Cause
-from shared.diagnose.cut_graph import depends, explain_detached, not_used, partly_cut
+from shared.diagnose.cut_graph import depends, explain_detached, not_used
 from shared.diagnose.flow import leaves_of
-from shared.diagnose.observation import Observation, helps
+from shared.diagnose.observation import (
+    STEPS_OF_PROOF,
+    STEPS_WATCHED,
+    Observation,
+    helps,
+)
+from shared.diagnose.partial_graph import partial_graph
 from shared.diagnose.repairs import RightUpdate
-from shared.diagnose.report import Evidence, Finding, Note
+from shared.diagnose.report import Evidence, Finding, Note, Proof
+from shared.diagnose.torch_calls import all_zero
 from shared.diagnose.upkeep import never_cleared, rate_ends, unregistered
 from shared.diagnose.watch import StepRecord, is_something
 from shared.probes import ulp
+
+MANY_STEPS = 60
+"""Steps after which what is not frozen has shown what it can do alone."""
 
 
 def wiring(seen: Observation) -> Iterator[Finding]:
@@ -40,7 +50,7 @@ def wiring(seen: Observation) -> Iterator[Finding]:
     yield from rate_ends(seen)
     yield from never_cleared(seen)
     yield from unregistered(seen)
-    yield from partly_cut(seen)
+    yield from partial_graph(seen)
 
 
 def _broken_link(seen: Observation, i: int) -> Cause | None:
@@ -90,9 +100,11 @@ def _not_stepped(seen: Observation, i: int) -> Cause | None:
         return Cause.update_written_to_copy
     if any(o.param_groups for o in seen.optimizers):
         return Cause.optimizer_holds_other_tensors
-    if any(r.largest_addition or r.update_rounded for r in seen.detailed):
+    if any(r.additions.get(i) or r.update_rounded for r in seen.detailed):
         return None  # a question of the number format
-    if any(record.written for record in seen.detailed):
+    if any(record.updated_outside >> i & 1 for record in seen.detailed):
+        return Cause.update_written_to_copy
+    if any(record.written >> i & 1 for record in seen.detailed):
         return (
             Cause.zero_grad_before_step
         )  # it is written to, and what is written is zero
@@ -167,7 +179,7 @@ def _held_by_bounds(seen: Observation, i: int) -> bool:
     kinds have opposite signs: each update points out of the box, and is clamped.
     """
     values, gradient = seen.trials.start[i], seen.detailed[-1].fresh()[i]
-    if gradient is None or not any(r.written for r in seen.detailed):
+    if gradient is None or not any(r.written >> i & 1 for r in seen.detailed):
         return False
     low, high = values == values.min(), values == values.max()
     if bool((low & high).any()) or not bool((low | high).all()):
@@ -236,22 +248,22 @@ def _explain_non_leaf(seen: Observation, which: Sequence[int]) -> Iterator[Findi
 def _explain_frozen(seen: Observation, which: Sequence[int]) -> Iterator[Finding]:
     names = seen.names(which)
     if any(seen.moves) and seen.learns:
-        seen.notes.append(
-            Note(
-                f"{len(which)} variables are frozen, and the others learn.",
-                Cause.frozen_parameters,
+        proof = _frozen_by_mistake(seen, which)
+        if proof is None:
+            seen.notes.append(
+                Note(
+                    f"{len(which)} variables are frozen, and the others learn.",
+                    Cause.frozen_parameters,
+                )
             )
-        )
-        return
-    if not any(seen.in_values[i] for i in which) and not depends(seen, which)[0]:
-        yield not_used(seen, which)
-        return
-    proof = seen.prove(
-        "requires_grad_() on them",
-        RightUpdate(seen.tensors, which, seen.optimizer),
-    )
-    if any(seen.moves) and not helps(proof, 0.02):
-        return
+            return
+    else:
+        if not any(seen.in_values[i] for i in which) and not depends(seen, which)[0]:
+            yield not_used(seen, which)
+            return
+        proof = _prove_unfrozen(seen, which)
+        if any(seen.moves) and not helps(proof, 0.02):
+            return
     yield Finding(
         Cause.frozen_parameters,
         1.0 if not any(seen.moves) else 0.7,
@@ -267,6 +279,41 @@ def _explain_frozen(seen: Observation, which: Sequence[int]) -> Iterator[Finding
         "for parameter in model.parameters():\n    parameter.requires_grad_(True)",
         proof,
     )
+
+
+def _prove_unfrozen(
+    seen: Observation, which: Sequence[int], steps: int = STEPS_OF_PROOF
+) -> Proof | None:
+    repair = RightUpdate(seen.tensors, which, seen.optimizer)
+    return seen.prove("requires_grad_() on them", repair, steps)
+
+
+def _frozen_by_mistake(seen: Observation, which: Sequence[int]) -> Proof | None:
+    """Return the proof that variables should not be frozen although the rest learns.
+
+    Frozen parts are a choice where what is left can do the task. Two signs that it is
+    none: what is left does not get past the best constant answer, and the whole does;
+    or a matrix is kept at the zeros that it is to leave.
+    """
+    zeros = [
+        i
+        for i in which
+        if seen.tensors[i].dim() > 1 and seen.held_by(i) and all_zero(seen.tensors[i])
+    ]
+    nothing_known = seen.knows_nothing(0.95)
+    if seen.module is None or not (zeros or nothing_known):
+        return None
+    proof = _prove_unfrozen(seen, which, STEPS_WATCHED)
+    if not helps(proof, 0.05):
+        return None
+    first, last = proof.without[0], proof.without[-1]
+    if zeros and first - proof.with_repair[-1] > 2 * (first - last):
+        return proof
+    if not nothing_known or not proof.with_repair[-1] < 0.9 * seen.constant_loss:
+        return None
+    later = seen.trials.run(MANY_STEPS)[-10:]
+    mean = sum(record.loss for record in later) / len(later)
+    return proof if mean > 0.95 * seen.constant_loss else None
 
 
 def _gradient_given(
