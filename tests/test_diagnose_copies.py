@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shared.diagnose.copies import PIECE, Copies
+from shared.diagnose.copies import PIECE, SMALL, Copies
 
 FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -31,11 +31,13 @@ def test_a_view_is_copied_as_it_is_seen() -> None:
 
 def test_many_copies_share_pieces_and_large_ones_do_not() -> None:
     copies = Copies(most=10**9)
-    small = [copies.keep(torch.full((1000,), float(k))) for k in range(3000)]
-    pieces = {copy.untyped_storage().data_ptr() for copy in small}
-    assert len(pieces) <= 2 + 3000 * 4064 // PIECE
-    assert all(torch.equal(c, torch.full((1000,), float(k))) for k, c in
-               enumerate(small))  # fmt: skip
+    middling = [copies.keep(torch.full((2000,), float(k))) for k in range(3000)]
+    pieces = {copy.untyped_storage().data_ptr() for copy in middling}
+    assert len(pieces) <= 2 + 3000 * 8064 // PIECE
+    assert all(torch.equal(c, torch.full((2000,), float(k))) for k, c in
+               enumerate(middling))  # fmt: skip
+    small = copies.keep(torch.ones(SMALL // 4))
+    assert small.untyped_storage().nbytes() == SMALL
     large = copies.keep(torch.ones(PIECE))
     assert large.untyped_storage().nbytes() == 4 * PIECE
 

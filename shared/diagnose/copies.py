@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
 import torch
 
-PIECE = 1 << 22
-"""Bytes of one piece; what is larger than a quarter of it gets memory of its own."""
+PIECE = 1 << 23
+"""Bytes of one piece; what is larger than an eighth of it gets memory of its own."""
+
+SMALL = 1 << 12
+"""Up to so many bytes memory of its own costs less than a place in a piece."""
 
 ALIGNMENT = 64
 """Every copy begins at a multiple of so many bytes: any number format may."""
@@ -47,11 +51,13 @@ class Copies:
     def _copy(self, values: torch.Tensor) -> torch.Tensor:
         size = values.numel() * values.element_size()
         ordinary = values.device.type == "cpu" and values.layout == torch.strided
-        if not ordinary or not 0 < size <= PIECE // 4:
+        if not ordinary or not SMALL < size <= PIECE // 8:
             return values.clone()
         if self._used + size > len(self._piece):
             # The full one is held by the copies in it, for as long as these are.
-            self._piece = torch.empty(PIECE, dtype=torch.uint8)
+            # numpy asks for large pages where the system has them. Memory touched for
+            # the first time costs most of a copy, and half of that with large pages.
+            self._piece = torch.from_numpy(np.empty(PIECE, dtype=np.uint8))
             self._used = 0
         place = self._piece[self._used : self._used + size]
         self._used += math.ceil(size / ALIGNMENT) * ALIGNMENT

@@ -134,8 +134,12 @@ def _masked_targets(
     if weight is not None:
         valid = flat.clamp(0, classes - 1)
         counted &= weight[valid] != 0
-    present = flat.unique().tolist()
-    lost = [c for c in present if 0 <= c < classes and not counted[flat == c].any()]
+    valid = flat[(flat >= 0) & (flat < classes)]
+    present = valid.bincount(minlength=classes)
+    counting = flat[counted & (flat >= 0) & (flat < classes)].bincount(
+        minlength=classes
+    )
+    lost = ((present > 0) & (counting == 0)).nonzero().flatten().tolist()
     return {"counted": counted.float().mean().item(), "classes_lost": lost}
 
 

@@ -14,6 +14,7 @@ from shared.diagnose.observation import Observation, helps
 from shared.diagnose.repairs import RightUpdate, ScaledLoss
 from shared.diagnose.report import Evidence, Finding, Proof
 from shared.diagnose.torch_calls import all_zero
+from shared.diagnose.watch import StepRecord
 from shared.diagnose.wiring import due_update
 from shared.probes import ulp
 
@@ -213,19 +214,23 @@ def _mostly_rounded(seen: Observation, i: int) -> bool:
     """Whether most entries stay although an update is due."""
     if not seen.fresh_largest[i] > 0:
         return False
-    # Asked first: in a healthy training one update settles it.
-    if any(size >= 1 for size in _updates_in_spacings(seen, i)):
+    # Asked first: in a healthy training the first update settles it.
+    due, stays = _due_and_staying(seen.records[0], i)
+    if stays < 0.5 * due or any(size >= 1 for size in _updates_in_spacings(seen, i)):
         return False
-    stays, due = 0.0, 0.0
-    for record in seen.records:
-        gradient = record.fresh()[i]
-        if gradient is None or not record.after:
-            continue
-        wanted = gradient != 0
-        still = record.before[i] == record.after[i]
-        due += float(wanted.sum())
-        stays += float((wanted & still).sum())
+    counts = [_due_and_staying(record, i) for record in seen.records]
+    due, stays = (sum(count) for count in zip(*counts, strict=True))
     return due > 0 and stays / due > 0.9 and _largest_in_spacings(seen, i) > 0
+
+
+def _due_and_staying(record: StepRecord, i: int) -> tuple[int, int]:
+    """Return how many entries of a variable have a gradient, and how many stay."""
+    gradient = record.fresh()[i]
+    if gradient is None or not record.after:
+        return 0, 0
+    wanted = gradient != 0
+    still = record.before[i] == record.after[i]
+    return int(wanted.count_nonzero()), int((wanted & still).count_nonzero())
 
 
 def _largest_in_spacings(seen: Observation, i: int) -> float:
@@ -248,7 +253,7 @@ def _own_update_in_spacings(seen: Observation, i: int) -> float:
     """Return the same for an update that the step adds by hand, and that is lost."""
     if any(r.moved()[i] for r in seen.records if r.after):
         return 0.0
-    return max((record.largest_addition for record in seen.detailed), default=0.0)
+    return max((record.additions.get(i, 0.0) for record in seen.detailed), default=0.0)
 
 
 def _underflows(seen: Observation) -> Iterator[Finding]:

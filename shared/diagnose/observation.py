@@ -261,29 +261,27 @@ class Observation:
     @cached_property
     def is_random(self) -> bool:
         """Whether two steps from the same values give different losses."""
-        self.records  # noqa: B018  (first of all, the steps as they are)
-        start = self.trials.start
-        found = self.trials.run(2, Level.GRADIENTS, values=start, pinned=True)
-        if len(found) < 2:
+        first, second = self.records[0], self.trials.second_draw()
+        if second.error is not None:
             return False
-        gradients = zip(found[0].fresh(), found[1].fresh(), strict=True)
-        same = found[0].loss == found[1].loss and all(
+        gradients = zip(first.fresh(), second.fresh(), strict=True)
+        same = first.loss == second.loss and all(
             (a is None) == (b is None) and (a is None or _same(a, b))
             for a, b in gradients
         )
-        same = same and not self._moves_at_random(found)
+        same = same and not self._moves_at_random(first, second)
         if not same:
             # Where every draw's gradient is exactly zero, so is that of their mean.
             self.trials.draws = 1 if self.gradient_is_zero else DRAWS
         return not same
 
-    def _moves_at_random(self, records: Sequence[StepRecord]) -> bool:
+    def _moves_at_random(self, *records: StepRecord) -> bool:
         """Whether steps from the same values, without backward, end at others."""
         remembers = any(len(o.state) for o in self.optimizers)
         if remembers or any(r.backwards or r.error is not None for r in records):
             return False
-        first, second = records[0].after, records[1].after
-        return any(not _same(a, b) for a, b in zip(first, second, strict=True))
+        ends = zip(*(record.after for record in records), strict=True)
+        return any(not _same(a, b) for a, b in ends)
 
     @cached_property
     def _pairs(self) -> tuple[list[float], list[float]]:
@@ -588,8 +586,16 @@ class Observation:
     @cached_property
     def gradient(self) -> list[torch.Tensor]:
         """The mean gradient at the start, float64, zeros where there is none."""
-        self.is_random  # noqa: B018  (sets over how many draws the mean is taken)
-        return self.trials.gradient_at(self.trials.start)
+        if self.is_random:  # which sets over how many draws the mean is taken
+            return self.trials.gradient_at(self.trials.start)
+        return [
+            torch.zeros_like(start, dtype=torch.float64)
+            if gradient is None
+            else gradient.double()
+            for start, gradient in zip(
+                self.trials.start, self.records[0].fresh(), strict=True
+            )
+        ]
 
     @cached_property
     def gradient_norm(self) -> float:
@@ -698,7 +704,8 @@ def _largest(gradients: Iterable[torch.Tensor]) -> float:
     for gradient in gradients:
         if not gradient.numel():
             continue
-        size = float(gradient.abs().max())
+        lowest, highest = map(float, torch.aminmax(gradient))
+        size = max(-lowest, highest)
         if math.isnan(size):
             return math.nan
         largest = max(largest, size)

@@ -39,6 +39,7 @@ from shared.diagnose.structure import (
     structure,
     vanishing_in_recurrence,
 )
+from shared.diagnose.torch_calls import all_zero
 from shared.diagnose.trials import OutOfBudget
 from shared.diagnose.watch import Level
 
@@ -100,6 +101,9 @@ def _progress(seen: Observation) -> Iterator[Finding]:
 def _dies(seen: Observation) -> Iterator[Finding]:
     """Give rectifiers that work at first, and are off for good after some steps."""
     if seen.module is None or not seen.trials.steps_left:
+        return
+    # What lies right before a dead one has a gradient of zeros alone.
+    if not any(g is not None and all_zero(g) for g in seen.records[-1].fresh()):
         return
     last = seen.trials.run(1, Level.EVERYTHING, values=seen.end)
     end = dead_rectifier(last[0])

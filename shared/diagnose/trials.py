@@ -120,6 +120,21 @@ class Trials:
                     break
         return records
 
+    def second_draw(self) -> StepRecord:
+        """Run a step from the start, put the variables back, and run the next one.
+
+        Raises:
+            OutOfBudget: if fewer than two steps are left.
+        """
+        if self.steps_left < 2:
+            raise OutOfBudget
+        self.snapshot.restore()
+        self._watch.run(Level.LOSS)
+        self.write(self.start)
+        self._write_others()
+        self.steps_run += 2
+        return self._watch.run(max(Level.GRADIENTS, self.least_level))
+
     def _write_others(self) -> None:
         """Set back what the step trains besides the variables."""
         with torch.no_grad():
@@ -132,7 +147,7 @@ class Trials:
             raise OutOfBudget
         records = []
         for _ in range(steps):
-            record = self._watch.run(level)
+            record = self._watch.run(level, goes_on=True)
             self.steps_run += 1
             if record.error is not None:
                 break

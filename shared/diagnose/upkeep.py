@@ -81,6 +81,8 @@ def _piles_up(seen: Observation, i: int) -> bool:
     """Whether a variable is updated again and again without its gradient cleared."""
     if not seen.tensors[i].is_leaf and not seen.tensors[i].retains_grad:
         return False
+    if not any(call.left_over[i] for call in seen.backwards):
+        return False
     intervals, kept, since_update = 0, 0, None
     for record in seen.records:
         for call in record.log:
