@@ -29,6 +29,7 @@ from shared.diagnose.torch_calls import (
     RECURRENT,
     STEP_FUNCTIONS,
     SUMS,
+    TAKING_STATES,
     VIEWS,
     Call,
     name_of,
@@ -70,6 +71,8 @@ class Way:
     """In the order in which they were called."""
     cuts: list[str]
     """Calls at which a value that descends from a variable loses its graph."""
+    cut_states: int
+    """How many of these calls hand on what a layer takes: states, not targets."""
     escapes: list[str]
     summands: float
     """The largest value of those that the root is a sum of, 0 if it is none."""
@@ -303,7 +306,8 @@ class FlowRecorder(TorchFunctionMode):
         position = {id(v): i for i, v in enumerate(self.variables)}
         reached = {position[id(leaf)] for leaf in leaves if id(leaf) in position}
         others = [leaf for leaf in leaves if id(leaf) not in position]
-        cuts = [_how_cut(call) for call in on_way if _loses_graph(call)]
+        cutting = [call for call in on_way if _loses_graph(call)]
+        cuts = [_how_cut(call) for call in cutting]
         gradients = self._gradients_on(root, on_way) if detailed else {}
         passages = [self._passage(call, gradients) for call in on_way]
         return Way(
@@ -312,6 +316,7 @@ class FlowRecorder(TorchFunctionMode):
             other_leaves=others,
             passages=passages,
             cuts=cuts,
+            cut_states=sum(self._is_state(c) for c in cutting if c.name in CUTS),
             escapes=[name for name, _ in self.escapes],
             summands=self._summands(on_way),
             at_variables={
@@ -455,6 +460,14 @@ class FlowRecorder(TorchFunctionMode):
                 return False
             tensor = flowing[0]
         return False
+
+    def _is_state(self, cut: Call) -> bool:
+        """Whether a layer takes what a call hands on without its graph."""
+        handed_on = {id(tensor) for tensor in cut.outputs}
+        return any(
+            call.name in TAKING_STATES and any(id(t) in handed_on for t in call.inputs)
+            for call in self.calls[cut.index + 1 :]
+        )
 
     def _uses(self, calls: Sequence[Call]) -> dict[int, int]:
         position = {id(v): i for i, v in enumerate(self.variables)}

@@ -646,11 +646,13 @@ class Observation:
             return None  # a proof needs copies of all variables
         try:
             repaired = self.trials.run(steps, repair.level, repair, values)
+            longer = steps > STEPS_WATCHED and len(repaired) > len(self.losses)
+            as_it_is = self.trials.losses(steps) if longer else self.losses
         except OutOfBudget:
             self.skipped.append(f"proof by '{text}' (no steps left)")
             return None
         losses = tuple(r.loss for r in repaired if r.error is None)
-        without = tuple(self.losses[: len(losses)])
+        without = tuple(as_it_is[: len(losses)])
         if not losses or not without:
             return None
         return Proof(text, without, losses)

@@ -10,10 +10,16 @@ from shared.diagnose.causes import Cause
 from shared.diagnose.cut_graph import keep_graph_everywhere
 from shared.diagnose.flow import Way
 from shared.diagnose.observation import Observation, helps
-from shared.diagnose.repairs import UsedVariables
+from shared.diagnose.repairs import GraphKeptWithinStep, UsedVariables
 from shared.diagnose.report import Evidence, Finding, Proof
 from shared.diagnose.terms import CutTerm
 from shared.diagnose.torch_calls import CUTS, STEP_FUNCTIONS
+
+FEWEST_STATES = 3
+"""How many states of one loss are cut before that looks like a mistake."""
+
+MANY_STEPS = 40
+"""Steps in which something begins to be remembered."""
 
 STEPS = 16
 """How many steps a proof takes: the part that has a graph may lead at first."""
@@ -21,8 +27,11 @@ STEPS = 16
 
 def partial_graph(seen: Observation) -> Iterator[Finding]:
     """Give a part of a loss without a graph, where another moves the variables."""
-    found = list(_penalty_alone(seen))
-    yield from found or _cut_on_the_way(seen)
+    for rule in (_penalty_alone, _cut_states, _cut_on_the_way):
+        found = list(rule(seen))
+        yield from found
+        if found:
+            return
 
 
 def _cut_on_the_way(seen: Observation) -> Iterator[Finding]:
@@ -48,6 +57,36 @@ def _cut_on_the_way(seen: Observation) -> Iterator[Finding]:
         "One part of the loss passes its gradient back, and another does not: its "
         "graph is cut on the way. The variable follows the first part alone.",
         "features[name] = output  # without .detach(): the loss is made of it",
+        proof,
+    )
+
+
+def _cut_states(seen: Observation) -> Iterator[Finding]:
+    """Give states that are cut from one time step to the next, within one loss.
+
+    Between losses that is meant: the graph must end somewhere. Within one the loss of
+    a late time step teaches nothing about an early one.
+    """
+    ways = [way for record in seen.detailed for way in record.ways]
+    fewest = min((way.cut_states for way in ways), default=0)
+    if seen.module is None or fewest < FEWEST_STATES or not seen.knows_nothing():
+        return
+    proof = seen.prove("the states' graph kept", GraphKeptWithinStep(), MANY_STEPS)
+    if not helps(proof, 0.05):
+        return
+    yield Finding(
+        Cause.graph_detached,
+        0.85,
+        (
+            Evidence("states cut from their graph within one loss", fewest, "0 or 1"),
+            Evidence(
+                "loss now", seen.progress[1], f"below {seen.constant_loss:.3g}, a guess"
+            ),
+        ),
+        (),
+        "The state is detached at every time step, so each loss reaches back one time "
+        "step and no further: what must be remembered for longer is never learned.",
+        "state = state.detach()  # once, before the loop over time, not inside of it",
         proof,
     )
 

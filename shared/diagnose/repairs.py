@@ -296,6 +296,43 @@ def keep_graph(call: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
     return call(x, *args, **kwargs)
 
 
+class GraphKeptWithinStep(Repair):
+    """Keeps the graph where a tensor that the same step made is detached.
+
+    What is carried over from the step before stays cut: its graph is gone.
+    """
+
+    def __enter__(self) -> "GraphKeptWithinStep":
+        self._mode = _KeepOwn()
+        self._mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Let the calls cut the graph again."""
+        self._mode.__exit__(*error)
+
+    def before_step(self) -> None:
+        """Forget what the last step made."""
+        self._mode.made.clear()
+
+
+class _KeepOwn(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, torch.Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        first = args[0] if args else None
+        if name_of(func) in ("detach", "data") and id(first) in self.made:
+            return first
+        result = func(*args, **(kwargs or {}))
+        if torch.is_grad_enabled():
+            self.made |= {id(t): t for t in tensors_in(result) if t.grad_fn is not None}
+        return result
+
+
 def keep_graph_on(
     call: Callable, enabled: bool = True, *args: Any, **kwargs: Any
 ) -> Any:

@@ -253,6 +253,16 @@ LAYERS = frozenset(
     ]
 )
 """Calls by which a layer mixes its inputs."""
+
+TAKING_STATES = LAYERS | {
+    "rnn_tanh_cell",
+    "rnn_relu_cell",
+    "gru_cell",
+    "lstm_cell",
+    "cat",
+    "concat",
+}
+"""Calls that may take the state of one time step for the next."""
 SUMS = frozenset(
     [
         "mean",
