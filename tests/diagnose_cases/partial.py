@@ -190,7 +190,7 @@ def state_detached_at_every_time_step(repaired: bool, seed: int) -> Program:
 
 @case(Cause.update_written_to_copy, "input")
 def charges_moved_in_double_precision(repaired: bool, seed: int) -> Program:
-    """Updates are made in numpy, in double precision, which is a copy."""
+    """Numpy makes the update, in double precision, which is a copy."""
     rng = np.random.default_rng(seed)
     places = torch.tensor(rng.normal(0, 0.3, (12, 2)), dtype=torch.float32)
     places.requires_grad_()
