@@ -69,10 +69,10 @@ def _cut_states(seen: Observation) -> Iterator[Finding]:
     """
     ways = [way for record in seen.detailed for way in record.ways]
     fewest = min((way.cut_states for way in ways), default=0)
-    if seen.module is None or fewest < FEWEST_STATES or not seen.knows_nothing():
+    if seen.module is None or fewest < FEWEST_STATES or not seen.knows_nothing(0.6):
         return
     proof = seen.prove("the states' graph kept", GraphKeptWithinStep(), MANY_STEPS)
-    if not helps(proof, 0.05):
+    if not helps(proof, 0.05) or not proof.with_repair[-1] < 0.85 * proof.without[-1]:
         return
     yield Finding(
         Cause.graph_detached,

@@ -265,7 +265,8 @@ class StepWatch:
                 record.returned = self.step()
             except Exception as error:
                 record.error = error
-        number = as_float(record.returned)
+        with torch._C.DisableTorchFunction():  # a repair may change what `detach` does
+            number = as_float(record.returned)
         if number is None and record.error is not None and record.backwards:
             number = record.backwards[
                 -1
