@@ -14,6 +14,7 @@ from shared.diagnose.loss_faults import loss_faults
 from shared.diagnose.number_formats import not_a_number, precision
 from shared.diagnose.observation import STEPS_IN_DETAIL, Observation, Variable
 from shared.diagnose.progress import progress
+from shared.diagnose.proofs import with_proofs
 from shared.diagnose.report import Finding, Note, Report
 from shared.diagnose.state import Snapshot
 from shared.diagnose.trials import OutOfBudget, Trials
@@ -117,8 +118,9 @@ def _report(seen: Observation) -> Report:
             seen.skipped.append(f"{stage.__name__} (no steps left)")
     if not findings:
         _raise_own_error(seen)
+    proved = with_proofs(seen, _one_each(findings))
     return Report(
-        findings=tuple(_shaken_last(_one_each(findings))),
+        findings=tuple(_shaken_last(proved)),
         notes=tuple(seen.notes),
         losses=tuple(seen.losses),
         steps_run=seen.trials.steps_run,

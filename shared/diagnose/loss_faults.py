@@ -336,11 +336,14 @@ def wrong_way(seen: Observation) -> Iterator[Finding]:
         ),
         Evidence("metric, before and after", f"{before:.3g} -> {after:.3g}", "rising"),
     )
-    if not reciprocal and _other_way_is_better(seen, before):
+    other_way = math.nan if reciprocal else _metric_the_other_way(seen)
+    if other_way > before:
+        name = f"metric, before and after {STEPS_OF_PROOF} steps the other way"
+        turned = Evidence(name, f"{before:.3g} -> {other_way:.3g}", "rising")
         yield Finding(
             Cause.wrong_sign,
             0.95,
-            evidence,
+            (*evidence, turned),
             (),
             "The optimizer does what it is told: the loss falls. But the metric falls "
             "with it, so what is minimized is what should be maximized.",
@@ -382,9 +385,8 @@ def _after_its_best(seen: Observation, after: float) -> float | None:
     return seen.measure_metric()
 
 
-def _other_way_is_better(seen: Observation, before: float) -> bool:
-    """Whether the metric rises when every update is turned around."""
+def _metric_the_other_way(seen: Observation) -> float:
+    """Return the metric after some steps with every update turned around."""
     repair = ScaledUpdate(seen.tensors, -1.0)
     seen.trials.run(STEPS_OF_PROOF, repair.level, repair)
-    after = seen.measure_metric()
-    return after is not None and after > before
+    return seen.measure_metric()

@@ -550,8 +550,24 @@ class Observation:
         return self.module is None and not compares
 
     @cached_property
+    def lowest_point(self) -> list[torch.Tensor] | None:
+        """The values at the lowest of the scattered points, if lower than the start."""
+        losses = [x if math.isfinite(x) else math.inf for x in self.scan]
+        lowest = min(losses)
+        if not lowest < self.losses[0]:
+            return None
+        return self.trials.moved(self._scattered_moves[losses.index(lowest)])
+
+    @cached_property
     def scan(self) -> list[float]:
         """The loss at scattered points: nearer to zero, shifted, and at random."""
+        return [
+            self.trials.run(1, values=self.trials.moved(move))[0].loss
+            for move in self._scattered_moves
+        ]
+
+    @cached_property
+    def _scattered_moves(self) -> list[list[torch.Tensor]]:
         start = [s.double() for s in self.trials.start]
         moves = [[-share * s for s in start] for share in (0.3, 0.6, 1.0)]  # ALL_ZERO
         for distance in (-3.0, -1.0, -0.3, 0.3, 1.0, 3.0):
@@ -566,9 +582,7 @@ class Observation:
             radius = 10 ** (-0.5 + 1.5 * ((number * 0.618) % 1))
             direction = self.random_direction(100 + number)
             moves.append([radius * d for d in direction])
-        return [
-            self.trials.run(1, values=self.trials.moved(move))[0].loss for move in moves
-        ]
+        return moves
 
     def same_loss_exactly(self, loss: float) -> bool:
         """Whether a loss is that of the first step to the bit."""

@@ -167,6 +167,66 @@ class RightUpdate(Repair):
                 self.variables[i].data.copy_(own)
 
 
+class EvenUpdate(Repair):
+    """Moves each variable by one share of its own size, against its own gradient.
+
+    Args:
+        variables: the tensors that should change.
+        sizes: the root mean square of each.
+        share: the length of an update, in these.
+    """
+
+    level = Level.GRADIENTS
+
+    def __init__(
+        self,
+        variables: Sequence[torch.Tensor],
+        sizes: Sequence[float],
+        share: float = 0.01,
+    ) -> None:
+        self.variables, self.sizes, self.share = variables, sizes, share
+
+    def after_step(self, record: StepRecord) -> None:
+        """Take the reader's update back and make the even one."""
+        with torch.no_grad():
+            for variable, size, before, gradient in zip(
+                self.variables, self.sizes, record.before, record.fresh(), strict=True
+            ):
+                change = torch.zeros_like(before, dtype=torch.float64)
+                if gradient is not None:
+                    # In float64 the square of the smallest float32 is still a number.
+                    length = gradient.double().square().mean().sqrt()
+                    if length > 0:
+                        change = self.share * size * gradient.double() / length
+                variable.data.copy_(before.double() - change)
+
+
+class TrainedToo(Repair):
+    """Trains further tensors beside what the step trains.
+
+    Args:
+        tensors: leaves of the loss's graph.
+        like: the optimizer whose class and settings are taken.
+    """
+
+    def __init__(
+        self, tensors: list[torch.Tensor], like: torch.optim.Optimizer
+    ) -> None:
+        self.tensors, self.like = tensors, like
+
+    def __enter__(self) -> "TrainedToo":
+        self._optimizer = _optimizer_like(self.like, self.tensors, None, None)
+        return self
+
+    def before_step(self) -> None:
+        """Forget the gradients of the step before, which nobody cleared."""
+        self._optimizer.zero_grad()
+
+    def after_step(self, record: StepRecord) -> None:
+        """Apply the gradients that the step left."""
+        self._optimizer.step()
+
+
 def _optimizer_like(
     like: torch.optim.Optimizer | None,
     parameters: list[torch.Tensor],

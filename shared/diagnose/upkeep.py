@@ -108,7 +108,7 @@ def unregistered(seen: Observation) -> Iterator[Finding]:
     if seen.module is None:
         return
     known = {id(t) for t in seen.tensors}
-    hidden = _hidden_tensors(seen.module, known)
+    hidden = hidden_tensors(seen.module, known)
     used = {id(leaf) for way in seen.ways for leaf in way.other_leaves}
     held = {id(p) for o in seen.optimizers for g in o.param_groups for p in g["params"]}
     lost = [name for name, t in hidden if id(t) in used and id(t) not in held]
@@ -133,7 +133,7 @@ def unregistered(seen: Observation) -> Iterator[Finding]:
         )
 
 
-def _hidden_tensors(
+def hidden_tensors(
     module: torch.nn.Module, known: set[int]
 ) -> list[tuple[str, torch.Tensor]]:
     """Return trainable tensors that a module holds outside of its registers."""
