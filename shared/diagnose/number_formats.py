@@ -182,7 +182,7 @@ def _rounds_away(seen: Observation) -> Iterator[Finding]:
             steps=20,
         )
     rate = max((r for u in seen.updates for r in u.rates), default=math.nan)
-    if not helps(proof, 1e-4) and rate >= 1e-9:
+    if not helps(proof, 1e-4) and rate >= 1e-9 and not _grid_too_coarse(seen, rounded):
         return  # the updates round away, and nothing is lost with them
     if rate < 1e-9 and not helps(proof, 1e-4):
         larger = RightUpdate(seen.tensors, rounded, like, rate=1e-2)
@@ -210,17 +210,40 @@ def _rounds_away(seen: Observation) -> Iterator[Finding]:
     )
 
 
+def _grid_too_coarse(seen: Observation, which: Sequence[int]) -> bool:
+    """Whether the next numbers against the gradient lie far beyond what is wanted.
+
+    Then the loss has a slope here, and is higher there: its minimum lies between two
+    numbers that the format can hold.
+    """
+    next_ones = [
+        -seen.gradient[i].sign() * ulp(start).double()
+        if i in which
+        else torch.zeros_like(start, dtype=torch.float64)
+        for i, start in enumerate(seen.trials.start)
+    ]
+    there = seen.trials.loss_at(seen.trials.moved(next_ones))
+    return there - seen.losses[0] > 0.1 * abs(seen.losses[0])
+
+
 def _mostly_rounded(seen: Observation, i: int) -> bool:
     """Whether most entries stay although an update is due."""
     if not seen.fresh_largest[i] > 0:
         return False
     # Asked first: in a healthy training the first update settles it.
     due, stays = _due_and_staying(seen.records[0], i)
-    if stays < 0.5 * due or any(size >= 1 for size in _updates_in_spacings(seen, i)):
+    if stays < 0.5 * due:
+        return False
+    # In a short format the smaller entries may still move: where nothing is learned
+    # for it, most is enough.
+    short = torch.finfo(seen.tensors[i].dtype).bits == 16 and not seen.learns
+    size_of = _median_of if short else _largest_of
+    if any(size_of(sizes) >= 1 for sizes in _updates_in_spacings(seen, i)):
         return False
     counts = [_due_and_staying(record, i) for record in seen.records]
     due, stays = (sum(count) for count in zip(*counts, strict=True))
-    return due > 0 and stays / due > 0.9 and _largest_in_spacings(seen, i) > 0
+    share = 0.5 if short else 0.9
+    return due > 0 and stays / due > share and _largest_in_spacings(seen, i) > 0
 
 
 def _due_and_staying(record: StepRecord, i: int) -> tuple[int, int]:
@@ -233,20 +256,28 @@ def _due_and_staying(record: StepRecord, i: int) -> tuple[int, int]:
     return int(wanted.count_nonzero()), int((wanted & still).count_nonzero())
 
 
+def _largest_of(sizes: torch.Tensor) -> float:
+    return float(sizes.max())
+
+
+def _median_of(sizes: torch.Tensor) -> float:
+    return float(sizes.median())
+
+
 def _largest_in_spacings(seen: Observation, i: int) -> float:
-    return max(_updates_in_spacings(seen, i), default=0.0)
+    return max(map(_largest_of, _updates_in_spacings(seen, i)), default=0.0)
 
 
-def _updates_in_spacings(seen: Observation, i: int) -> Iterator[float]:
-    """Give the largest entry of each due update, in spacings of the stored number."""
+def _updates_in_spacings(seen: Observation, i: int) -> Iterator[torch.Tensor]:
+    """Give the size of each due update, in spacings of the stored numbers."""
     for update in seen.updates:
         gradient = update.at_entry[i]
         if i not in update.holds or gradient is None:
             continue
         size = due_update(update.optimizer, seen.tensors[i], gradient)
-        yield float((size / ulp(update.before[i])).max())
+        yield size / ulp(update.before[i])
     if not seen.updates:
-        yield _own_update_in_spacings(seen, i)
+        yield torch.tensor(_own_update_in_spacings(seen, i))
 
 
 def _own_update_in_spacings(seen: Observation, i: int) -> float:

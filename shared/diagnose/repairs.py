@@ -149,9 +149,13 @@ class RightUpdate(Repair):
             if self.variables[i].is_leaf and not required:
                 self.variables[i].requires_grad_(False)
 
+    def gradients_of(self, record: StepRecord) -> list[torch.Tensor | None]:
+        """Return what each variable is updated by."""
+        return record.fresh()
+
     def after_step(self, record: StepRecord) -> None:
         """Take the reader's update back and make the right one."""
-        fresh = record.fresh()
+        fresh = self.gradients_of(record)
         with torch.no_grad():
             for own, i in zip(self._own, self.which, strict=True):
                 if not self.in_float64:
@@ -165,6 +169,21 @@ class RightUpdate(Repair):
             self._optimizer.step()
             for own, i in zip(self._own, self.which, strict=True):
                 self.variables[i].data.copy_(own)
+
+
+class DataAlone(RightUpdate):
+    """Gives each variable the update of those parts of the loss that use data."""
+
+    level = Level.EVERYTHING
+
+    def gradients_of(self, record: StepRecord) -> list[torch.Tensor | None]:
+        """Return the gradient of the parts with data, summed."""
+        total: list[torch.Tensor | None] = [None] * len(self.variables)
+        for term in (t for way in record.ways for t in way.terms if t.uses_data):
+            for i, gradient in enumerate(term.gradients):
+                if gradient is not None:
+                    total[i] = gradient if total[i] is None else total[i] + gradient
+        return total
 
 
 class EvenUpdate(Repair):

@@ -12,9 +12,9 @@ import torch
 from shared.diagnose.causes import Cause
 from shared.diagnose.curvature import curvature
 from shared.diagnose.inputs import saturates_by_scale
-from shared.diagnose.observation import Observation, helps, norm
-from shared.diagnose.repairs import Repair, RightUpdate
-from shared.diagnose.report import Evidence, Finding
+from shared.diagnose.observation import STEPS_WATCHED, Observation, helps, norm
+from shared.diagnose.repairs import DataAlone, Repair, RightUpdate
+from shared.diagnose.report import Evidence, Finding, Proof
 from shared.diagnose.targets import base_loss
 from shared.diagnose.terms import Term
 from shared.diagnose.watch import Level, StepRecord
@@ -416,8 +416,12 @@ def _penalty(seen: Observation) -> Iterator[Finding]:
         return
     gained = (before[0] - after[0]) / max(abs(before[0]), 1e-12)
     falls_on = gained > 0.3 or (gained > 0.1 and not _rests(seen, after, sizes))
-    if falls_on and not _empties(seen, sizes[0]):
-        return
+    if falls_on:
+        proof = _empties(seen, sizes[0])
+        if proof is None:
+            return
+    else:
+        proof = _without_penalty(seen, STEPS_WATCHED)
     yield Finding(
         Cause.weight_decay_dominates,
         0.9,
@@ -436,6 +440,7 @@ def _penalty(seen: Observation) -> Iterator[Finding]:
         "The loss falls because its penalty does: the variables shrink, and the part "
         "that compares with data does not get better.",
         "loss = data_loss + 1e-4 * penalty  # a strength that leaves the data the lead",
+        proof if helps(proof, 0.01) else None,
     )
 
 
@@ -450,26 +455,44 @@ def _rests(
     return gone and middle is not None and after[0] > 0.99 * middle[0]
 
 
-def _empties(seen: Observation, size: float) -> bool:
-    """Whether many steps end with all variables small, and the data no better for it.
+def _empties(seen: Observation, size: float) -> Proof | None:
+    """Return the proof that a penalty empties the variables, and the data suffer.
 
-    Variables drawn too large make a loss that falls at first while they shrink.
+    Variables drawn too large make a loss that falls at first while they shrink. Many
+    steps on all are small, and the data's part is about what it is with all of them at
+    zero, or could be far lower: what is left of it is not noise alone.
     """
-    if seen.is_random or seen.trials.steps_left < MANY_STEPS + 2:
-        return False
-    seen.trials.run(MANY_STEPS)
-    ends = [tensor.detach().clone() for tensor in seen.tensors]
-    if not norm(ends) < 0.3 * size:
-        return False
-    nothing = [torch.zeros_like(end) for end in ends]
-    terms = [
-        _data_term(seen.trials.run(1, Level.EVERYTHING, values=values)[0])
-        for values in (ends, nothing)
-    ]
-    if None in terms:
-        return False
-    at_end, at_zero = (term[0] for term in terms)
-    return at_end > 0.9 * at_zero
+    if seen.is_random or seen.trials.steps_left < 2 * MANY_STEPS + 1:
+        return None
+    proof = _without_penalty(seen, MANY_STEPS)
+    if proof is None or not norm(seen.tensors) < 0.3 * size:
+        return None
+    nothing = [torch.zeros_like(tensor) for tensor in seen.trials.start]
+    at_zero = _data_term(seen.trials.run(1, Level.EVERYTHING, values=nothing)[0])
+    if at_zero is None:
+        return None
+    left, alone = proof.without[-1], proof.with_repair[-1]
+    emptied = left > 0.9 * at_zero[0] or left > max(0.5 * at_zero[0], 2 * alone)
+    return proof if emptied else None
+
+
+def _without_penalty(seen: Observation, steps: int) -> Proof | None:
+    """Return what the data's part of the loss does with and without the penalty.
+
+    The variables are left where the steps as they are lead.
+    """
+    if seen.trials.steps_left < 2 * steps:
+        return None
+    which = [i for i in seen.trainable if seen.moves[i]]
+    alone = DataAlone(seen.tensors, which, seen.optimizer)
+    parts = []
+    for change in (alone, None):
+        records = seen.trials.run(steps, Level.EVERYTHING, change)
+        terms = [_data_term(record) for record in records]
+        if None in terms:
+            return None
+        parts.append(tuple(term[0] for term in terms))
+    return Proof("the data's part alone, of which the losses are,", parts[1], parts[0])
 
 
 def _data_term(record: StepRecord) -> tuple[float, float, float] | None:
