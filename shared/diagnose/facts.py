@@ -143,6 +143,46 @@ def _masked_targets(
     return {"counted": counted.float().mean().item(), "classes_lost": lost}
 
 
+def counted_targets(call: Call, gradient: torch.Tensor | None) -> dict[str, Any]:
+    """Count by class the targets of a loss call, and those that give a gradient.
+
+    Args:
+        call: one of a classification loss, with its scores and targets.
+        gradient: that of the scores, of their shape.
+    """
+    tensors = [t.detach() for t in call.inputs[:2]]
+    if gradient is None or len(tensors) < 2 or call.name not in _CLASSIFYING:
+        return {}
+    scores, target = tensors
+    if call.name == "binary_cross_entropy_with_logits":
+        whole = bool(((target == 0) | (target == 1)).all())
+        if scores.shape != target.shape or not whole:
+            return {}
+        classes, silent = target.long(), gradient == 0
+        right = scores * (2 * target - 1) > _SURE
+    else:
+        dim = 1 if scores.dim() > 1 else 0
+        if target.dtype != torch.long or scores.shape[dim] < 2:
+            return {}
+        inside = (target >= 0) & (target < scores.shape[dim])
+        classes, silent = target.clamp(0, scores.shape[dim] - 1), ~inside
+        silent |= (gradient == 0).all(dim=dim)
+        own = scores.gather(dim, classes.unsqueeze(dim)).squeeze(dim)
+        right = scores.logsumexp(dim=dim) - own < math.exp(-_SURE)
+    if bool((silent & right).any()):
+        return {}  # what is right to the last digit gives none, and need not
+    classes, counts = classes.flatten(), ~silent.flatten()
+    most = int(classes.max()) + 1 if classes.numel() else 1
+    return {
+        "targets": classes.bincount(minlength=most).tolist(),
+        "targets_counted": classes[counts].bincount(minlength=most).tolist(),
+    }
+
+
+_CLASSIFYING = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits")
+_SURE = 10.0
+
+
 def _is_padding(ignored: torch.Tensor) -> bool:
     """Whether ignored entries come in runs, as the padded ends of sequences do."""
     share = float(ignored.double().mean())

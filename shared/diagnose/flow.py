@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from shared.diagnose.facts import facts_of, largest_spacing
+from shared.diagnose.facts import counted_targets, facts_of, largest_spacing
 from shared.diagnose.terms import CutTerm, Term, WithoutHooks, cut_terms_of, terms_of
 from shared.diagnose.torch_calls import (
     ADDITIONS,
@@ -381,6 +381,7 @@ class FlowRecorder(TorchFunctionMode):
             gradient_out=_largest(gradients, call.outputs),
             facts=facts_of(call, value_in, value_out, self.bits_of)
             | self._facts_of_recurrence(call, gradients)
+            | counted_targets(call, gradients.get(id(call.inputs[0])))
             | self._maker(call)
             | {"after_layer": self._after_layer(call)},
             from_variables=call.from_variables,

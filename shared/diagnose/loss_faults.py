@@ -5,6 +5,7 @@ not. Each is a statement about values, not about names of functions.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -30,6 +31,9 @@ from shared.diagnose.watch import Level, StepRecord
 
 SURE = 10.0
 """A score of this size for the right one of two classes leaves next to no gradient."""
+
+LOG_OF_CHANCE = -20.0
+"""Logarithm of a probability below which chance explains nothing."""
 
 MANY_STEPS = 80
 """After how many steps a metric is asked again that was better halfway."""
@@ -190,7 +194,7 @@ def _masked_out(seen: Observation) -> Iterator[Finding]:
                 "0 of the targets", "The loss multiplies every target's part by zero."
             )
         return
-    classes = _silent_classes(seen)
+    classes = _silent_classes(seen) or _never_counted(seen)
     if classes:
         yield _masked_finding(
             "no target of class " + ", ".join(map(str, classes)),
@@ -237,6 +241,25 @@ def _silent_classes(seen: Observation) -> list[int]:
             return []
         silent = here if silent is None else silent & here
     return sorted(silent or ())
+
+
+def _never_counted(seen: Observation) -> list[int]:
+    """Return classes none of whose targets counts, if they are half of all and more.
+
+    Padding is one class. A mask drawn at random misses a rare class by chance: the
+    probability of that must be small.
+    """
+    targets, counted = Counter(), Counter()
+    for passage in (p for record in seen.detailed for p in record.passages):
+        for total, name in ((targets, "targets"), (counted, "targets_counted")):
+            total.update(dict(enumerate(passage.facts.get(name, ()))))
+    present = [c for c, count in targets.items() if count]
+    lost = [c for c in present if not counted[c]]
+    share = counted.total() / max(targets.total(), 1)
+    if not 0 < share < 1 or 2 * len(lost) < len(present):
+        return []
+    by_chance = math.log1p(-share) * sum(targets[c] for c in lost)
+    return sorted(lost) if by_chance < LOG_OF_CHANCE else []
 
 
 def _not_yet_right(

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from shared.diagnose.causes import Cause
 from tests.diagnose_cases.material import blobs, line, unscaled_digits
-from tests.diagnose_cases.program import Program, case
+from tests.diagnose_cases.program import Program, case, healthy
 
 
 def _moons(seed: int, n: int = 160) -> tuple[torch.Tensor, torch.Tensor]:
@@ -972,3 +972,51 @@ def thermostat_with_one_episode_a_step(repaired: bool, seed: int) -> Program:
         return -(policy(test).softmax(1) * gap).sum(1).mean().item()
 
     return Program(step, policy, optimizer, metric=metric)
+
+
+@case(Cause.weight_decay_dominates, "input")
+def picture_from_sums_with_a_strong_prior(repaired: bool, seed: int) -> Program:
+    """Brightness is kept small far more strongly than the measured sums are met."""
+    torch.manual_seed(seed)
+    sums = torch.randn(70, 49) / 7
+    truth = torch.randn(49)
+    measured = sums @ truth
+    picture = (0.8 * torch.randn(49)).requires_grad_()
+    optimizer = torch.optim.Adam([picture], lr=0.04)
+    strength = 1e-3 if repaired else 15.0
+
+    def objective(candidate: torch.Tensor) -> torch.Tensor:
+        misfit = (sums @ candidate - measured).square().mean()
+        return misfit + strength * candidate.square().mean()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = objective(picture)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return Program(step, picture, optimizer, objective=objective)
+
+
+@healthy("input")
+def noisy_picture_with_a_fitting_prior(seed: int) -> Program:
+    """Large starts shrink; what is then left of the misfit is noise."""
+    torch.manual_seed(seed)
+    sums = torch.randn(60, 36) / 6
+    measured = sums @ torch.randn(36) + 0.6 * torch.randn(60)
+    picture = (4 * torch.randn(36)).requires_grad_()
+    optimizer = torch.optim.Adam([picture], lr=0.1)
+
+    def objective(candidate: torch.Tensor) -> torch.Tensor:
+        misfit = (sums @ candidate - measured).square().mean()
+        return misfit + 0.15 * candidate.square().mean()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = objective(picture)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return Program(step, picture, optimizer, objective=objective)

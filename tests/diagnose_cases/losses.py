@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from shared.diagnose.causes import Cause
 from tests.diagnose_cases.material import blobs, line, unscaled_digits
-from tests.diagnose_cases.program import Program, case
+from tests.diagnose_cases.program import Program, case, healthy
 
 
 def _spot(center: torch.Tensor, size: int = 16) -> torch.Tensor:
@@ -709,3 +709,51 @@ def weights_of_two_tasks_learned_freely(repaired: bool, seed: int) -> Program:
         return -losses().sum().item()
 
     return Program(step, [*network, weights], optimizer, metric=metric)
+
+
+@case(Cause.targets_masked_out, "training")
+def padding_counts_and_words_do_not(repaired: bool, seed: int) -> Program:
+    """Masks are true where the padding is, and used as if they were true elsewhere."""
+    torch.manual_seed(seed)
+    words, length = 15, 9
+    tokens = torch.randint(1, words, (48, length))
+    padding = torch.arange(length) >= torch.randint(4, length, (48, 1))
+    tokens = tokens.masked_fill(padding, 0)
+    tags = (2 * tokens + 1) % words
+    model = nn.Sequential(nn.Embedding(words, 16), nn.Linear(16, words))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    weight = (~padding if repaired else padding).float()
+
+    def step() -> torch.Tensor:
+        scores = model(tokens).transpose(1, 2)
+        losses = F.cross_entropy(scores, tags, reduction="none")
+        loss = (losses * weight).sum() / weight.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer)
+
+
+@healthy("training")
+def words_hidden_at_random(seed: int) -> Program:
+    """One word in six is hidden and counts; many rare words are never among them."""
+    torch.manual_seed(seed)
+    words = 200
+    text = (200 * torch.rand(32, 12).square()).long()
+    model = nn.Sequential(nn.Embedding(words + 1, 24), nn.Linear(24, words))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+
+    def step() -> torch.Tensor:
+        hidden = torch.rand(text.shape) < 1 / 6
+        context = text.roll(1, dims=1).masked_fill(hidden.roll(1, dims=1), words)
+        scores = model(context).transpose(1, 2)
+        losses = F.cross_entropy(scores, text, reduction="none")
+        loss = losses[hidden].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from shared.diagnose.causes import Cause
-from tests.diagnose_cases.material import digits
+from tests.diagnose_cases.material import digits, network
 from tests.diagnose_cases.program import Program, case
 
 
@@ -629,3 +629,44 @@ def tables_kept_on_a_grid(repaired: bool, seed: int) -> Program:
         return loss.item()
 
     return Program(step, tables)
+
+
+@case(Cause.update_below_precision, "input")
+def delay_stored_beside_the_time_of_day(repaired: bool, seed: int) -> Program:
+    """Seconds since 1970 are what is moved: the next float32 is two minutes away."""
+    torch.manual_seed(seed)
+    begin = 0.0 if repaired else 1.7e9
+    arrival = begin + 20 + 10 * torch.rand(8, dtype=torch.float64)
+    moment = torch.tensor([begin], requires_grad=True)
+    optimizer = torch.optim.Adam([moment], lr=0.5)
+
+    def objective(candidate: torch.Tensor) -> torch.Tensor:
+        return ((candidate.double() - arrival) / 10).square().mean()
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = objective(moment)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return Program(step, moment, optimizer, objective=objective)
+
+
+@case(Cause.update_below_precision, "training")
+def network_trained_in_bfloat16_alone(repaired: bool, seed: int) -> Program:
+    """Small updates reach the smallest weights only: the others round them away."""
+    torch.manual_seed(seed)
+    images, labels = digits(seed)
+    dtype = torch.float32 if repaired else torch.bfloat16
+    model = network(64, 48, 10).to(dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.5e-4)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images.to(dtype)).float(), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer)
