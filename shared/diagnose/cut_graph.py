@@ -109,7 +109,9 @@ def explain_detached(seen: Observation, which: Sequence[int]) -> Iterator[Findin
             return
         dropped = [i for i in which if seen.dropped[i] and seen.stepped[i]]
         if seen.share_of_entries(dropped) > MUCH:
-            yield _dropped(seen, dropped)
+            escaped = any(way.escaped >> i & 1 for way in seen.ways for i in dropped)
+            names = [escape for way in seen.ways for escape in way.escapes]
+            yield _cut(seen, dropped, [], names) if escaped else _dropped(seen, dropped)
             return
         which = [i for i in which if seen.in_values[i]]
         trained = [i for i in which if seen.stepped[i]]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from shared.diagnose.causes import Cause
-from shared.diagnose.flow import Passage
+from shared.diagnose.flow import Passage, Way
 from shared.diagnose.observation import LENGTHS, Observation, helps
 from shared.diagnose.repairs import OtherCalls, leaky, pass_straight_through
 from shared.diagnose.report import Evidence, Finding, Note
@@ -34,6 +34,10 @@ def dead_ends(seen: Observation) -> Iterator[Finding]:
         return
     if not seen.gradient_is_zero:
         yield from _partly_dead(seen)
+        return
+    places = [way for way in seen.ways if way.indexed]
+    if places and seen.lower_elsewhere is not None:
+        yield _picked(places[0])
         return
     for end in (*_ends(seen), *_own_rectifiers(seen)):
         cause = _cause_of(seen, end)
@@ -59,6 +63,10 @@ def _partly_dead(seen: Observation) -> Iterator[Finding]:
         alone = end.from_variables and not end.from_variables & ~zero
         if alone and end.name in STEP_FUNCTIONS:
             yield from _explain_steps(seen, end)
+            return
+        held = end.facts.get("kind") == "clamp" and end.facts["outside"] == 1.0
+        if alone and held and end.direct and seen.module is None:
+            yield from _explain_clamp(seen, end)
             return
 
 
@@ -194,6 +202,24 @@ def _explain_steps(seen: Observation, end: Passage) -> Iterator[Finding]:
         "is zero.",
         "y = x + (x.round() - x).detach()  # value of round, gradient of x",
         proof if helps(proof, 0.0) else None,
+    )
+
+
+def _picked(way: Way) -> Finding:
+    steps = [cut for cut in way.cuts if cut in STEP_FUNCTIONS]
+    return Finding(
+        Cause.nondifferentiable_op,
+        0.9,
+        (
+            Evidence("places in a tensor computed from the variables", "yes", "no"),
+            Evidence("made whole by", f"{steps[0]}()" if steps else "-", "nothing"),
+            Evidence("largest gradient entry", 0, "above 0"),
+        ),
+        (),
+        "The variables say which entries are picked. The entries are picked by whole "
+        "numbers, which change in steps: no gradient passes to what they come from.",
+        "torch.nn.functional.grid_sample(values, places)  # between the entries, or\n"
+        "weights = torch.softmax(-(grid - place) ** 2, dim=0)  # of all entries",
     )
 
 

@@ -7,6 +7,8 @@ its gradient, and so finds the call in which the gradient ends.
 """
 
 import dataclasses
+import functools
+import operator
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -74,6 +76,8 @@ class Way:
     cut_states: int
     """How many of these calls hand on what a layer takes: states, not targets."""
     escapes: list[str]
+    escaped: int
+    """Variables (bits) that computed values outside of torch descend from."""
     summands: float
     """The largest value of those that the root is a sum of, 0 if it is none."""
     at_variables: dict[int, float]
@@ -81,6 +85,8 @@ class Way:
     terms: list[Term]
     cut_terms: list[CutTerm]
     """Scalars that are added into the root and have no graph."""
+    indexed: int
+    """Variables (bits) from which places in a tensor are computed, as whole numbers."""
     uses: dict[int, int]
     """How many calls take a variable as it is."""
 
@@ -96,7 +102,7 @@ class FlowRecorder(TorchFunctionMode):
         super().__init__()
         self.calls: list[Call] = []
         self.paused = False
-        self.escapes: list[tuple[str, int]] = []
+        self.escapes: list[tuple[str, int]] = []  # names, and variables as bits
         self.gradient_edits: list[str] = []
         self.written = 0  # variables (bits) that the step's code writes to
         self.gradient_left = False
@@ -151,7 +157,7 @@ class FlowRecorder(TorchFunctionMode):
                 bits |= self.calls[parent].from_variables
                 from_gradient |= self.calls[parent].from_gradient
         if name in ESCAPES and bits:
-            self.escapes.append((name, index))
+            self.escapes.append((name, bits))
         if name in ARRAYS and inputs and inputs[0].numel():
             self.gradient_left |= from_gradient
             self.values_left |= bits
@@ -318,6 +324,8 @@ class FlowRecorder(TorchFunctionMode):
             cuts=cuts,
             cut_states=sum(self._is_state(c) for c in cutting if c.name in CUTS),
             escapes=[name for name, _ in self.escapes],
+            escaped=functools.reduce(operator.or_, (b for _, b in self.escapes), 0),
+            indexed=self._indexed(on_way),
             summands=self._summands(on_way),
             at_variables={
                 position[key]: float(_dense(g).abs().max())
@@ -461,6 +469,17 @@ class FlowRecorder(TorchFunctionMode):
                 return False
             tensor = flowing[0]
         return False
+
+    def _indexed(self, calls: Sequence[Call]) -> int:
+        bits = 0
+        for call in calls:
+            if call.name in ("__getitem__", "gather", "index_select", "take"):
+                for tensor in call.inputs[1:]:
+                    whole = (
+                        not tensor.is_floating_point() and tensor.dtype != torch.bool
+                    )
+                    bits |= self.bits_of(tensor) if whole else 0
+        return bits
 
     def _is_state(self, cut: Call) -> bool:
         """Whether a layer takes what a call hands on without its graph."""

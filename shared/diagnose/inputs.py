@@ -14,6 +14,9 @@ from shared.diagnose.watch import Level
 
 SHUFFLES = 60
 
+NEAR = 0.7
+"""Distance of the nearest inputs over the usual one, above which there are none."""
+
 RIDGE = 1.0
 """Strength of the ridge, in squared lengths of an input: fits few targets exactly."""
 
@@ -117,7 +120,7 @@ def pairing(seen: Observation) -> Iterator[Finding]:
         return
     if y.numel() > 4 * len(y) or seen.progress[1] < 0.85 * base_loss(y):
         return
-    if y.unique().numel() < 2 or bool((x == x[:1]).all()):
+    if y.unique().numel() < 2 or not _has_neighbors(x):
         return
     agreement = _neighbor_agreement(x, y)
     explained = _explained_linearly(x, y)
@@ -168,6 +171,20 @@ def _compared(seen: Observation) -> tuple[torch.Tensor, torch.Tensor] | None:
     if len(pairs) > 1 and torch.equal(pairs[0][0], pairs[1][0]):
         return pairs[0]
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
+def _has_neighbors(x: torch.Tensor) -> bool:
+    """Whether inputs have others clearly nearer than most: else none is alike.
+
+    Random numbers in many columns are all equally far apart, and what such inputs are
+    paired with cannot be told from noise.
+    """
+    rows = standardized(x[:512].double().reshape(min(len(x), 512), -1))
+    distance = torch.cdist(rows, rows)
+    usual = distance[~torch.eye(len(rows), dtype=torch.bool)].median()
+    distance.fill_diagonal_(math.inf)
+    nearest = distance.topk(5, largest=False).values.mean(dim=1).median()
+    return bool(nearest < NEAR * usual)
 
 
 def _neighbor_agreement(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from shared.diagnose.repairs import DataAlone, Repair, RightUpdate
 from shared.diagnose.report import Evidence, Finding, Proof
 from shared.diagnose.targets import base_loss
 from shared.diagnose.terms import Term
+from shared.diagnose.torch_calls import all_zero
 from shared.diagnose.watch import Level, StepRecord
 
 FADED = 1e-4
@@ -232,9 +233,11 @@ def _fades(sizes: Sequence[float], most: float = FADED) -> float | None:
     if sizes[0] == 0 and min(s for s in sizes if s > 0) > 1e-30:
         return None  # it ends in one place, and does not fade
     ratio = sizes[0] / max(sizes)
+    if ratio >= most:
+        return None
     drops = [a / b for a, b in itertools.pairwise(sizes) if b > 0]
     sudden = min(drops) < math.sqrt(ratio)
-    return ratio if ratio < most and not sudden else None
+    return None if sudden else ratio
 
 
 def _vanished(link: str, count: int, ratio: float) -> Finding:
@@ -297,6 +300,9 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
     if seen.module is None:
         yield from _collapsed_pairs(seen)
         return
+    if _all_weights_zero(seen):
+        yield _blocked()
+        return
     if seen.gradient_is_zero and (
         all(_all_rows_equal(t) for t in seen.trials.start)
         or curvature(seen).gain > 1e-5 * seen.loss_scale
@@ -318,6 +324,28 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
         shares.append(all(m.rows_equal for m in outermost))
     if shares and all(shares):
         yield _collapse()
+
+
+def _all_weights_zero(seen: Observation) -> bool:
+    """Whether all matrices start at zero, two of them at least, and all stay."""
+    matrices = [i for i in seen.trainable if seen.tensors[i].dim() > 1]
+    return len(matrices) > 1 and all(
+        all_zero(values[i])
+        for values in (seen.trials.start, seen.end)
+        for i in matrices
+    )
+
+
+def _blocked() -> Finding:
+    return Finding(
+        Cause.stationary_not_minimum,
+        0.95,
+        (Evidence("weight matrices that start at zero, and stay", "all", "none"),),
+        (),
+        "All weights start at zero. Each layer's gradient is multiplied by the other "
+        "layers' weights, so each zero keeps the others at zero.",
+        "torch.nn.init.kaiming_normal_(layer.weight)  # zeros in one layer at most",
+    )
 
 
 def nearly_collapsed(seen: Observation) -> Iterator[Finding]:
