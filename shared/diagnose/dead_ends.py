@@ -301,25 +301,13 @@ def _explain_support(seen: Observation, end: Passage) -> Iterator[Finding]:
 
 def out_of_support(seen: Observation, name: str | None = None) -> Finding:
     """Return the finding: flat here, not flat further away."""
-    moved = [r for r, loss in seen.around.items() if not seen.same_loss(loss)]
-    lower = seen.lower_elsewhere
     where = () if name is None else (Evidence("gradient ends in", name, "nowhere"),)
     return Finding(
         Cause.out_of_support,
         0.85,
         (
             Evidence("gradient", seen.gradient_norm, "above 0"),
-            Evidence(
-                "distance at which the loss first changes, in sizes of the variable",
-                min(moved),
-                "any",
-            )
-            if moved or lower is None
-            else Evidence(
-                "loss here, and the lowest found elsewhere",
-                f"{seen.losses[0]:.3g}, {lower:.3g}",
-                "-",
-            ),
+            _where_it_changes(seen),
             *where,
         ),
         (),
@@ -328,6 +316,18 @@ def out_of_support(seen: Observation, name: str | None = None) -> Finding:
         "loss = (position - target).square().sum()  # a loss that feels the distance, "
         "or blur, or a start that overlaps",
     )
+
+
+def _where_it_changes(seen: Observation) -> Evidence:
+    """Say how far away the loss is another one, or what it is elsewhere."""
+    moved = [r for r, loss in seen.around.items() if not seen.same_loss(loss)]
+    if moved:
+        name = "distance at which the loss first changes, in sizes of the variable"
+        return Evidence(name, min(moved), "any")
+    others = [loss for loss in seen.scan if not seen.same_loss(loss)]
+    elsewhere = min(filter(math.isfinite, others), default=math.nan)
+    name = "loss here, and the lowest other one found elsewhere"
+    return Evidence(name, f"{seen.losses[0]:.3g}, {elsewhere:.3g}", "-")
 
 
 def _explain_masked(seen: Observation, end: Passage) -> Iterator[Finding]:

@@ -38,6 +38,9 @@ from shared.diagnose.torch_calls import (
     tensors_in,
 )
 
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Number formats of places in a tensor."""
+
 LARGE = 2_000_000
 """Tensors with more entries are not copied whole, nor asked for a second gradient."""
 
@@ -475,10 +478,7 @@ class FlowRecorder(TorchFunctionMode):
         for call in calls:
             if call.name in ("__getitem__", "gather", "index_select", "take"):
                 for tensor in call.inputs[1:]:
-                    whole = (
-                        not tensor.is_floating_point() and tensor.dtype != torch.bool
-                    )
-                    bits |= self.bits_of(tensor) if whole else 0
+                    bits |= self.bits_of(tensor) if tensor.dtype in WHOLE else 0
         return bits
 
     def _is_state(self, cut: Call) -> bool:

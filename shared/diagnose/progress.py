@@ -39,7 +39,7 @@ from shared.diagnose.structure import (
     structure,
     vanishing_in_recurrence,
 )
-from shared.diagnose.torch_calls import all_zero
+from shared.diagnose.torch_calls import NEVER_BELOW_ZERO, SUMS, all_zero
 from shared.diagnose.trials import OutOfBudget
 from shared.diagnose.watch import Level
 
@@ -245,6 +245,9 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
         else:
             yield from explain_saturated(seen, flat)
         return
+    if flat_near and not goes_down and not products and _far_above_zero(seen):
+        yield out_of_support(seen)
+        return
     if not goes_down:
         if seen.lower_elsewhere is not None and products:
             yield _degenerate(seen, bend)
@@ -298,6 +301,18 @@ def _stationary(seen: Observation) -> Iterator[Finding]:
     else:
         yield saddle
         yield stationary
+
+
+def _far_above_zero(seen: Observation) -> bool:
+    """Whether a sum of squares or absolute values is flat here, and not near zero.
+
+    It has a floor that is known; where it is reached, a flat piece is a minimum.
+    """
+    names = [p.name for p in reversed(seen.ways[0].passages)] if seen.ways else []
+    summed = next((name for name in names if name not in SUMS), "")
+    flat = seen.same_loss(seen.around[1e-1])
+    highest = max(map(abs, filter(math.isfinite, seen.around.values())), default=0.0)
+    return flat and summed in NEVER_BELOW_ZERO and seen.losses[0] > 1e-3 * highest
 
 
 def _degenerate(seen: Observation, bend: Curvature) -> Finding:

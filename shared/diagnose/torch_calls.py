@@ -286,6 +286,21 @@ SUMS = frozenset(
 )
 """Calls that add up what they are given, or scale it."""
 
+NEVER_BELOW_ZERO = frozenset(
+    [
+        "square",
+        "pow",
+        "__pow__",
+        "abs",
+        "norm",
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+    ]
+)
+"""Calls whose values are zero at least, as squares are (of an even power)."""
+
 RECURRENT = frozenset(["rnn_tanh", "rnn_relu", "lstm", "gru"])
 """Calls that go over a sequence."""
 
