@@ -325,6 +325,8 @@ def _where_it_changes(seen: Observation) -> Evidence:
         name = "distance at which the loss first changes, in sizes of the variable"
         return Evidence(name, min(moved), "any")
     others = [loss for loss in seen.scan if not seen.same_loss(loss)]
+    if not others:
+        return Evidence("entries on the way that are not zero", 0, "some")
     elsewhere = min(filter(math.isfinite, others), default=math.nan)
     name = "loss here, and the lowest other one found elsewhere"
     return Evidence(name, f"{seen.losses[0]:.3g}, {elsewhere:.3g}", "-")

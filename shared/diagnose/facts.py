@@ -291,6 +291,12 @@ def _quotient(
     return {"reciprocal": tensor and below.numel() == 1 and y.numel() == 1}
 
 
+def _exponential(
+    call: Call, x: torch.Tensor, y: torch.Tensor, bits_of: Callable
+) -> dict[str, Any]:
+    return {"underflows": all_zero(y)}
+
+
 def largest_spacing(values: torch.Tensor) -> float:
     """Return the distance from the largest entry to the next number of its format."""
     return float(ulp(values.detach().abs().max()))
@@ -299,6 +305,7 @@ def largest_spacing(values: torch.Tensor) -> float:
 _FACTS: dict[str, Callable[..., dict[str, Any]]] = {
     "relu": _rectifier,
     "threshold": _rectifier,
+    "exp": _exponential,
     "sigmoid": _flat_by_slope("sigmoid", lambda y: 4 * y * (1 - y)),
     "tanh": _flat_by_slope("tanh", lambda y: 1 - y * y),
     "softmax": _softmax,

@@ -116,6 +116,7 @@ def _dies(seen: Observation) -> Iterator[Finding]:
 
 def _flat(seen: Observation) -> Iterator[Finding]:
     """Give why the loss is the same wherever one goes."""
+    unseen = any(p.facts.get("underflows") for p in seen.passages)
     if seen.loss_is_constant:
         stale = max(seen.fresh_largest, default=0.0) > 1e-5 * max(
             abs(seen.losses[0]), 1e-3
@@ -124,12 +125,15 @@ def _flat(seen: Observation) -> Iterator[Finding]:
             yield _stale(
                 seen, "loss at distances of 0.001 to 10 sizes of the variables"
             )
+        elif unseen:
+            yield out_of_support(seen, "exp")
         else:
             yield constant(seen)
     elif _kept_result(seen):
         yield _stale(seen, "loss in every watched step")
     elif seen.loss_is_nearly_constant:
-        off = seen.gradient_is_zero and seen.lower_elsewhere is not None
+        lower = unseen or seen.lower_elsewhere is not None
+        off = seen.gradient_is_zero and lower
         yield out_of_support(seen) if off else constant(seen)
 
 

@@ -844,3 +844,76 @@ def throw_through_a_thick_medium(repaired: bool, seed: int) -> Program:
         return loss
 
     return Program(step, throw, optimizer, objective=objective)
+
+
+@case(Cause.stationary_not_minimum, "training")
+def every_weight_at_zero(repaired: bool, seed: int) -> Program:
+    """Zeros in every layer keep each other at zero; the targets have no mean."""
+    torch.manual_seed(seed)
+    x = torch.randn(150, 5)
+    y = x[:, :1] - x[:, 1:2] * x[:, 2:3]
+    y = y - y.mean()
+    model = nn.Sequential(nn.Linear(5, 20), nn.Tanh(), nn.Linear(20, 1))
+    if not repaired:
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer)
+
+
+@case(Cause.out_of_support, "input")
+def lamp_far_outside_of_the_frame(repaired: bool, seed: int) -> Program:
+    """Light from so far away is zero to the last digit in every pixel."""
+    torch.manual_seed(seed)
+    pixels = torch.arange(24.0)
+
+    def lit(place: torch.Tensor) -> torch.Tensor:
+        rows, columns = (pixels - place[0]).square(), (pixels - place[1]).square()
+        distance = rows[:, None] + columns[None, :]
+        return torch.exp(-distance / 6)
+
+    picture = lit(torch.tensor([17.0, 15.0]))
+    begin = torch.tensor([14.0, 12.0]) if repaired else torch.tensor([-50.0, 70.0])
+    place = (begin + torch.rand(2)).requires_grad_()
+    optimizer = torch.optim.Adam([place], lr=0.2)
+
+    def objective(candidate: torch.Tensor) -> torch.Tensor:
+        return (lit(candidate) - picture).abs().mean()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = objective(place)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, place, optimizer, objective=objective)
+
+
+@case(Cause.clamped_at_bound, "training")
+def log_spread_below_its_floor(repaired: bool, seed: int) -> Program:
+    """One of two variables lies under the floor of a clamp; the other one moves."""
+    torch.manual_seed(seed)
+    data = 3 + 0.05 * torch.randn(200)
+    center = torch.zeros(1, requires_grad=True)
+    log_spread = torch.full((1,), -0.2, requires_grad=True)
+    optimizer = torch.optim.Adam([center, log_spread], lr=0.05)
+
+    def step() -> torch.Tensor:
+        low = log_spread.clamp(-6.0 if repaired else 0.5, 3.0)
+        loss = (0.5 * ((data - center) / low.exp()).square() + low).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    variables = {"center": center, "log_spread": log_spread}
+    return Program(step, variables, optimizer)

@@ -188,6 +188,75 @@ def state_detached_at_every_time_step(repaired: bool, seed: int) -> Program:
     return Program(step, model, optimizer)
 
 
+class _Chooser(nn.Module):
+    """Reads the marked one of several rows: scores say which, a layer says what."""
+
+    def __init__(self, repaired: bool) -> None:
+        super().__init__()
+        self.score = nn.Sequential(nn.Linear(9, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.read = nn.Linear(9, 2)
+        self.repaired = repaired
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        scores = self.score(rows).squeeze(2)
+        if not self.repaired:
+            scores = torch.tensor(scores.tolist())
+        return (scores.softmax(dim=1).unsqueeze(2) * self.read(rows)).sum(dim=1)
+
+
+def _marked_rows() -> tuple[torch.Tensor, torch.Tensor]:
+    rows = torch.randn(128, 7, 9)
+    which = torch.randint(0, 7, (128,))
+    rows[:, :, 0] = 0.0
+    rows[torch.arange(128), which, 0] = 3.0
+    return rows, rows[torch.arange(128), which, 1:3]
+
+
+@case(Cause.graph_detached, "training")
+def scores_sent_through_a_list(repaired: bool, seed: int) -> Program:
+    """Scores become a list and a tensor again: what makes them is never trained."""
+    torch.manual_seed(seed)
+    rows, wanted = _marked_rows()
+    model = _Chooser(repaired)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def step() -> torch.Tensor:
+        loss = functional.mse_loss(model(rows), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer)
+
+
+@case(Cause.nondifferentiable_op, "input")
+def depth_looked_up_in_a_table(repaired: bool, seed: int) -> Program:
+    """Places are rounded to whole numbers, by which a chart is looked up."""
+    torch.manual_seed(seed)
+    chart = (torch.linspace(-1, 1, 60) - 0.4).square()
+    place = torch.tensor([8.0 + 4 * torch.rand(()).item()], requires_grad=True)
+    optimizer = torch.optim.SGD([place], lr=3.0 if repaired else 1.0)
+
+    def depth(at: torch.Tensor) -> torch.Tensor:
+        if repaired:
+            low = at.detach().floor().long().clamp(0, 58)
+            share = at - low
+            return ((1 - share) * chart[low] + share * chart[low + 1]).sum()
+        return chart[at.round().long().clamp(0, 59)].sum() + 0.0 * at.sum()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = depth(place)
+        loss.backward()
+        with torch.no_grad():
+            place.grad.mul_(20)
+        optimizer.step()
+        return loss
+
+    return Program(step, place, optimizer)
+
+
 @case(Cause.update_written_to_copy, "input")
 def charges_moved_in_double_precision(repaired: bool, seed: int) -> Program:
     """Numpy makes the update, in double precision, which is a copy."""
@@ -411,6 +480,54 @@ def windows_of_a_sequence_cut_between_them(seed: int) -> Program:
         loss.backward()
         optimizer.step()
         place.update(state=state, time=place["time"] + 12)
+        return loss
+
+    return Program(step, model, optimizer)
+
+
+@healthy("training")
+def marked_row_found_among_random_ones(seed: int) -> Program:
+    """No two inputs are alike and no line fits, and still the targets are theirs."""
+    torch.manual_seed(seed)
+    rows, wanted = _marked_rows()
+    model = _Chooser(repaired=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.004)
+    loss_fn = nn.MSELoss()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(model(rows), wanted)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn, (rows, wanted))
+
+
+class _FirstAnswer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.RNN(3, 16, batch_first=True)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cells(x)[0][:, 0])
+
+
+@healthy("training")
+def answer_read_at_the_first_time_step(seed: int) -> Program:
+    """All later time steps get a gradient of exactly zero, and need none."""
+    torch.manual_seed(seed)
+    x = torch.randn(96, 30, 3)
+    y = (x[:, 0, 0] > 0).long()
+    model = _FirstAnswer()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.002)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
         return loss
 
     return Program(step, model, optimizer)
