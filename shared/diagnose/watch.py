@@ -236,6 +236,8 @@ class StepWatch:
         self._looking = False  # whether a backward call is the watch's own
         self._others: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._reached: set[int] | None = None  # by the graphs looked at so far
+        self._plain = False  # whether optimizers were given what backward left
+        self._trusted = False  # whether that is taken for granted in this step
 
     def run(self, level: Level, goes_on: bool = False) -> StepRecord:
         """Run the step once. An exception is recorded, not raised.
@@ -246,6 +248,7 @@ class StepWatch:
         """
         self._last = self._record
         record = self._record = StepRecord()
+        self._trusted = goes_on and self._plain
         with torch.no_grad():
             record.before = (
                 self._last.after if goes_on else self._values(self._last.after)
@@ -498,19 +501,15 @@ class StepWatch:
         held = [p for group in optimizer.param_groups for p in group["params"]]
         others = [p for p in held if id(p) not in position]
         self._record.events.append("update")
+        at_entry, before = self._given_to_update()
         update = UpdateCall(
             optimizer=optimizer,
             rates=[
                 float(group.get("lr", math.nan)) for group in optimizer.param_groups
             ],
             holds={position[id(p)] for p in held if id(p) in position},
-            at_entry=[
-                self._copy(
-                    _stored(v), *(call.fresh[i] for call in self._record.backwards)
-                )
-                for i, v in enumerate(self.variables)
-            ],
-            before=self._values(*self._latest(self._record)),
+            at_entry=at_entry,
+            before=before,
             after=[],
             others=len(others),
             others_with_gradient=sum(is_something(p.grad) for p in others),
@@ -524,6 +523,29 @@ class StepWatch:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if self._recorder is not None and closure is None:
             self._recorder.paused = True
+
+    def _given_to_update(self) -> tuple[list[torch.Tensor | None], list[torch.Tensor]]:
+        """Return gradients and values at the entry of an optimizer call.
+
+        Where nothing came between backward and update in the steps watched in detail,
+        nothing is looked for in those that follow: comparing costs as much as copying.
+        """
+        record = self._record
+        first = len(record.backwards) == 1 and not record.updates
+        if self._trusted and first and not any(record.backwards[0].left_over):
+            return list(record.backwards[0].fresh), record.before
+        at_entry = [
+            self._copy(_stored(v), *(call.fresh[i] for call in record.backwards))
+            for i, v in enumerate(self.variables)
+        ]
+        before = self._values(*self._latest(record))
+        if self._recorder is not None:
+            given = record.backwards[0].fresh if first else []
+            self._plain = first and all(
+                a is b
+                for a, b in zip(at_entry + before, given + record.before, strict=True)
+            )
+        return at_entry, before
 
     @_unseen
     def _after_update(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
@@ -577,7 +599,9 @@ class StepWatch:
             first = next(tensors_in(output), None)
             if first is not None and in_vmap(first):
                 return
+            has_rows = first is not None and first.dim() > 0
             data = next((t for t in inputs if t.dim() and len(t) > 1), None)
+            data = data if has_rows else None  # a loss: what it is given are outputs
             self._record.modules.append(
                 ModuleCall(
                     module=module,
