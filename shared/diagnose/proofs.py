@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from shared.diagnose.causes import Cause
 from shared.diagnose.observation import STEPS_WATCHED, Observation, helps
 from shared.diagnose.repairs import (
-    EvenUpdate,
     OtherCalls,
     Repair,
     TrainedToo,
@@ -38,7 +37,7 @@ def _proved(seen: Observation, finding: Finding) -> Finding:
         proof = prove(seen)
     except OutOfBudget:
         return finding
-    if not helps(proof, 0.001):
+    if not helps(proof, 0.01):
         return finding
     return dataclasses.replace(finding, proof=proof)
 
@@ -59,11 +58,6 @@ def _from_the_best_probe(seen: Observation) -> Proof | None:
 def _less_far_out(seen: Observation) -> Proof | None:
     values = [(0.1 * start.double()).to(start.dtype) for start in seen.trials.start]
     return seen.prove("variables a tenth as large", Repair(), STEPS_WATCHED, values)
-
-
-def _equally_long(seen: Observation) -> Proof | None:
-    repair = EvenUpdate(seen.tensors, seen.sizes)
-    return seen.prove("updates of 1 % of each variable", repair, STEPS_WATCHED)
 
 
 def _hidden_trained(seen: Observation) -> Proof | None:
@@ -90,7 +84,6 @@ _PROOFS: dict[Cause, Callable[[Observation], Proof | None]] = {
     Cause.saddle_point: _off_the_point,
     Cause.out_of_support: _from_the_best_probe,
     Cause.saturated_activation: _less_far_out,
-    Cause.vanishing_gradient: _equally_long,
     Cause.unregistered_parameters: _hidden_trained,
     Cause.variable_not_used: _used,
     Cause.dead_relu: _leaky_for_longer,

@@ -186,40 +186,6 @@ class DataAlone(RightUpdate):
         return total
 
 
-class EvenUpdate(Repair):
-    """Moves each variable by one share of its own size, against its own gradient.
-
-    Args:
-        variables: the tensors that should change.
-        sizes: the root mean square of each.
-        share: the length of an update, in these.
-    """
-
-    level = Level.GRADIENTS
-
-    def __init__(
-        self,
-        variables: Sequence[torch.Tensor],
-        sizes: Sequence[float],
-        share: float = 0.01,
-    ) -> None:
-        self.variables, self.sizes, self.share = variables, sizes, share
-
-    def after_step(self, record: StepRecord) -> None:
-        """Take the reader's update back and make the even one."""
-        with torch.no_grad():
-            for variable, size, before, gradient in zip(
-                self.variables, self.sizes, record.before, record.fresh(), strict=True
-            ):
-                change = torch.zeros_like(before, dtype=torch.float64)
-                if gradient is not None:
-                    # In float64 the square of the smallest float32 is still a number.
-                    length = gradient.double().square().mean().sqrt()
-                    if length > 0:
-                        change = self.share * size * gradient.double() / length
-                variable.data.copy_(before.double() - change)
-
-
 class TrainedToo(Repair):
     """Trains further tensors beside what the step trains.
 

@@ -300,7 +300,7 @@ def _collapsed(seen: Observation) -> Iterator[Finding]:
     if seen.module is None:
         yield from _collapsed_pairs(seen)
         return
-    if _all_weights_zero(seen):
+    if not seen.gradient_is_zero and _all_weights_zero(seen):
         yield _blocked()
         return
     if seen.gradient_is_zero and (
