@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from shared.diagnose.causes import Cause
@@ -315,9 +316,22 @@ def _share_paired(seen: Observation, record: StepRecord) -> float | None:
             continue
         own = y[rows].reshape(len(rows), -1)
         given = target.reshape(len(rows), -1)
-        if own.shape == given.shape:
+        if own.shape == given.shape and _are_rows_of(given, y):
             return float((own == given.to(own.dtype)).all(dim=1).double().mean())
     return None
+
+
+def _are_rows_of(given: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether what the step compares with are the named targets, in any order.
+
+    It may compare with their logarithms, or standardize them: these are others.
+    """
+    known = {row.tobytes() for row in _as_rows(y)}
+    return all(row.tobytes() in known for row in _as_rows(given.to(y.dtype)))
+
+
+def _as_rows(values: torch.Tensor) -> np.ndarray:
+    return values.detach().double().reshape(len(values), -1).numpy()
 
 
 def _find_rows(inputs: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:

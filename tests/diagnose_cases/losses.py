@@ -757,3 +757,25 @@ def words_hidden_at_random(seed: int) -> Program:
         return loss
 
     return Program(step, model, optimizer)
+
+
+@healthy("training")
+def logarithms_of_the_named_targets(seed: int) -> Program:
+    """Losses compare logarithms, which are not the targets that were handed in."""
+    torch.manual_seed(seed)
+    x, y = line(seed)
+    lengths = (0.4 * y).exp()
+    model = nn.Sequential(nn.Linear(5, 24), nn.ReLU(), nn.Linear(24, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def loss_fn(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (outputs.squeeze(1) - target.log()).square().mean()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), lengths)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return Program(step, model, optimizer, loss_fn, (x, lengths))
